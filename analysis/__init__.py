@@ -1,0 +1,1 @@
+"""Reads finished experiments from MLflow into pandas: figures, intervals and the report."""

@@ -1,0 +1,229 @@
+"""The figures of the report. Every function returns a matplotlib `Figure` and touches no global state."""
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.intervals import task_interval
+from analysis.runs import EXPERT
+
+# Order of appearance everywhere, and one colour a method (Okabe and Ito's palette, told apart with any colour vision).
+METHOD_COLOURS = {
+    "prompt-dt": "#56616f",
+    "other-task-prompt": "#e69f00",
+    "prompt-diffuser": "#0072b2",
+    "prompt-diffuser-context": "#009e73",
+}
+METHOD_LABELS = {
+    "prompt-dt": "Prompt-DT",
+    "other-task-prompt": "Another task's prompt",
+    "prompt-diffuser": "Prompt Diffuser",
+    "prompt-diffuser-context": "Prompt Diffuser + task context",
+    EXPERT: "Expert",
+}
+_SPARE_COLOURS = ("#cc79a7", "#d55e00", "#56b4e9", "#8c6d31")
+_SPARE_MARKERS = ("D", "v", "P", "X")
+_METHOD_MARKERS = {"prompt-dt": "o", "other-task-prompt": "s", "prompt-diffuser": "^", "prompt-diffuser-context": "D"}
+_RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#56616f", "#8c6d31")
+
+_INK = "#1f2933"
+_QUIET_INK = "#616e7c"
+_GRID = "#e4e7eb"
+_WIDTH_INCHES = 9.6
+_SMOOTHED_FROM = 100
+
+
+def method_order(methods: Sequence[str]) -> list[str]:
+    """Return the known methods in their fixed order, then the others by name."""
+    return [m for m in METHOD_COLOURS if m in methods] + sorted(set(methods) - set(METHOD_COLOURS) - {EXPERT})
+
+
+def method_label(method: str) -> str:
+    """Return a method's name for readers."""
+    return METHOD_LABELS.get(method, method)
+
+
+def method_colours(methods: Sequence[str]) -> dict[str, str]:
+    """Return a colour for each method; a method added later gets a spare one."""
+    extra = [m for m in method_order(methods) if m not in METHOD_COLOURS]
+    return METHOD_COLOURS | {m: _SPARE_COLOURS[i % len(_SPARE_COLOURS)] for i, m in enumerate(extra)}
+
+
+def learning_curves(metrics: pd.DataFrame) -> Figure:
+    """Draw every `training/...` metric by step, a panel for each stage and key."""
+    training = metrics[metrics["key"].str.startswith("training/") & np.isfinite(metrics["value"])]
+    panels = list(training.groupby(["stage", "key"], sort=False))
+    columns = min(3, max(1, len(panels)))
+    rows = max(1, ceil(len(panels) / columns))
+    figure = Figure(figsize=(_WIDTH_INCHES, 2.5 * rows + 0.2), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, ((stage, key), points) in zip(grid, panels, strict=False):
+        for index, (run, curve) in enumerate(points.groupby("run", sort=False)):
+            _draw_curve(axes, curve, _RUN_COLOURS[index % len(_RUN_COLOURS)], str(run))
+        if _spans_decades(points["value"]):
+            axes.set_yscale("log")
+        _style(axes, f"{stage}: {str(key).removeprefix('training/')}")
+        axes.set_xlabel("step", color=_QUIET_INK)
+        if points["run"].nunique() > 1:
+            axes.legend(frameon=False, fontsize=7)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    if not panels:
+        figure.text(0.5, 0.5, "No training metrics were logged.", ha="center", color=_QUIET_INK)
+    return figure
+
+
+def returns_per_task(episodes: pd.DataFrame, goals: Mapping[str, float], goal_unit: str) -> Figure:
+    """Draw each method's mean return on each task with its 95 % interval."""
+    tasks = sorted(int(task) for task in episodes["task"].unique())
+    methods = method_order(list(episodes["method"].unique()))
+    colours = method_colours(methods)
+    figure = Figure(figsize=(_WIDTH_INCHES, 3.8), layout="constrained")
+    axes = figure.subplots()
+    spacing = 0.7 / max(len(methods), 1)
+    for rank, method in enumerate(methods):
+        own = episodes[episodes["method"] == method]
+        places, intervals = [], []
+        for position, task in enumerate(tasks):
+            of_task = own[own["task"] == task]
+            if len(of_task):
+                places.append(position + (rank - (len(methods) - 1) / 2) * spacing)
+                intervals.append(task_interval(of_task))
+        means = [interval.mean for interval in intervals]
+        axes.vlines(places, [i.low for i in intervals], [i.high for i in intervals], colours[method], linewidth=2)
+        axes.scatter(
+            places,
+            means,
+            s=42,
+            color=colours[method],
+            marker=_marker(method, methods),
+            edgecolor="white",
+            linewidth=0.8,
+            zorder=3,
+            label=method_label(method),
+        )
+    for boundary in range(1, len(tasks)):
+        axes.axvline(boundary - 0.5, color=_GRID, linewidth=0.8)
+    axes.set_xticks(range(len(tasks)), [_task_label(task, goals, goal_unit) for task in tasks])
+    axes.set_xlim(-0.5, len(tasks) - 0.5)
+    axes.set_ylabel("return", color=_QUIET_INK)
+    _style(axes)
+    axes.grid(False, axis="x")
+    figure.legend(loc="outside upper left", ncols=len(methods), frameon=False, fontsize=9, handletextpad=0.2)
+    return figure
+
+
+def prompt_plane(prompts: pd.DataFrame, goals: Mapping[str, float], goal_unit: str) -> Figure:
+    """Draw each method's prompts over the expert's in the expert prompts' first two principal components."""
+    features = np.stack(prompts["features"].to_list()).astype(np.float64)
+    is_expert = (prompts["method"] == EXPERT).to_numpy()
+    mean, axes_2F, shares = _principal_axes(features[is_expert])
+    plane = prompts[["method", "task"]].assign(**dict(zip("xy", ((features - mean) @ axes_2F.T).T, strict=True)))
+    tasks = sorted(int(task) for task in plane["task"].unique())
+    colours = _task_colours(tasks)
+    methods = method_order(list(plane["method"].unique()))
+    columns = max(1, len(methods)) if len(methods) <= 3 else 2
+    rows = max(1, ceil(len(methods) / columns))
+    figure = Figure(figsize=(_WIDTH_INCHES, 3.5 * rows + 0.5), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    expert = plane[plane["method"] == EXPERT]
+    for axes, method in zip(grid, methods, strict=False):
+        own = plane[plane["method"] == method]
+        axes.scatter(
+            expert["x"],
+            expert["y"],
+            s=30,
+            facecolors="none",
+            edgecolors=expert["task"].map(colours),
+            alpha=0.55,
+            lw=0.9,
+        )
+        axes.scatter(
+            own["x"], own["y"], s=24, c=own["task"].map(colours), marker=_marker(method, methods), lw=0, alpha=0.9
+        )
+        _style(axes, method_label(method))
+        axes.set_xlabel(f"component 1 ({shares[0]:.0%} of variance)", color=_QUIET_INK)
+        axes.set_ylabel(f"component 2 ({shares[1]:.0%})", color=_QUIET_INK)
+        axes.label_outer()
+    for axes in grid[len(methods) :]:
+        axes.set_axis_off()
+    figure.legend(
+        handles=_plane_legend(tasks, colours, goals, goal_unit),
+        loc="outside upper left",
+        ncols=min(len(tasks) + 2, 4),
+        frameon=False,
+        fontsize=8,
+        handletextpad=0.2,
+    )
+    return figure
+
+
+def _draw_curve(axes: Axes, curve: pd.DataFrame, colour: str, label: str) -> None:
+    """Draw the points as logged; a long curve faintly, under its rolling median."""
+    long = len(curve) >= _SMOOTHED_FROM
+    axes.plot(
+        curve["step"], curve["value"], color=colour, lw=0.8 if long else 1.6, alpha=0.3 if long else 1.0, label=label
+    )
+    if long:
+        smooth = curve["value"].rolling(len(curve) // 20, center=True, min_periods=1).median()
+        axes.plot(curve["step"], smooth, color=colour, lw=1.6)
+
+
+def _spans_decades(values: pd.Series) -> bool:
+    return bool(values.min() > 0 and values.max() / values.min() > 20)
+
+
+def _principal_axes(features_NF: Any) -> tuple[Any, Any, Any]:
+    """Return the mean, the first two principal axes (2, F) and their shares of the variance."""
+    mean = features_NF.mean(axis=0)
+    _, singular, axes_KF = np.linalg.svd(features_NF - mean, full_matrices=False)
+    variance = singular**2
+    return mean, axes_KF[:2], variance[:2] / max(variance.sum(), np.finfo(np.float64).tiny)
+
+
+def _task_colours(tasks: Sequence[int]) -> dict[int, str]:
+    """Return colours along a scale that no method uses, from dark to light; its pale end is left out."""
+    scale = mpl.colormaps["plasma"]
+    return {task: to_hex(scale(place)) for task, place in zip(tasks, np.linspace(0.0, 0.85, len(tasks)), strict=True)}
+
+
+def _plane_legend(
+    tasks: Sequence[int], colours: Mapping[int, str], goals: Mapping[str, float], goal_unit: str
+) -> list[Line2D]:
+    def handle(label: str, **style: Any) -> Line2D:
+        return Line2D([], [], linestyle="none", markersize=6, label=label, **style)
+
+    kinds = [
+        handle("expert prompt", marker="o", markerfacecolor="none", color=_QUIET_INK),
+        handle("prompt of the method", marker="o", color=_QUIET_INK),
+    ]
+    return kinds + [
+        handle(_task_label(task, goals, goal_unit, ", "), marker="o", color=colours[task]) for task in tasks
+    ]
+
+
+def _task_label(task: int, goals: Mapping[str, float], goal_unit: str, separator: str = "\n") -> str:
+    goal = goals.get(str(task))
+    return f"task {task}" if goal is None else f"task {task}{separator}{goal:g} {goal_unit}"
+
+
+def _marker(method: str, methods: Sequence[str]) -> str:
+    extra = [m for m in methods if m not in _METHOD_MARKERS]
+    return _METHOD_MARKERS.get(method) or _SPARE_MARKERS[extra.index(method) % len(_SPARE_MARKERS)]
+
+
+def _style(axes: Axes, title: str = "") -> None:
+    axes.set_title(title, loc="left", fontsize=10, color=_INK)
+    axes.grid(True, color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_GRID)
+    axes.tick_params(which="both", colors=_QUIET_INK, labelsize=8, length=0)

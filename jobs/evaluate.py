@@ -1,0 +1,177 @@
+"""Evaluate every method of an experiment on the unseen test tasks, on a pool of rollout actors.
+
+python jobs/evaluate.py quickstart --evaluation.prompts 32
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pretrain
+import torch
+import train_diffuser
+from workspace import JobOptions, Stage, StageRun, Workspace, run_job
+
+from promptdiffuser.data.store import Dataset
+from promptdiffuser.data.windows import Segments
+from promptdiffuser.diffusion.prompt_space import PromptSpace
+from promptdiffuser.distributed.cluster import connect, require_cpus
+from promptdiffuser.distributed.rollouts import RolloutPool
+from promptdiffuser.evaluation.blocks import AdaptedPolicies, EvaluationBlock
+from promptdiffuser.evaluation.scores import summarise_method
+from promptdiffuser.learning.model_folders import load_backbone, load_diffuser
+from promptdiffuser.methods import get_method
+from promptdiffuser.methods.inputs import PoolBuilder, prompts_by_task
+from promptdiffuser.tasks import get_family
+
+CPU = torch.device("cpu")
+
+
+def stage(workspace: Workspace) -> Stage:
+    """Return the evaluate stage."""
+    experiment = workspace.experiment
+    family = get_family(experiment.family)
+    dataset = pretrain.checked_dataset(workspace)
+    backbone_folder = pretrain.backbone_folder(workspace)
+    diffusing = bool(train_diffuser.diffuser_methods(workspace))
+    few_shot = workspace.finished(train_diffuser.few_shot_stage(workspace, family.test_tasks)) if diffusing else None
+    settings = {
+        "seed": experiment.seed,
+        "methods": experiment.methods,
+        "evaluation": dataclasses.asdict(experiment.evaluation),
+        "dataset": dataset.manifest.digest,
+        "backbone": (backbone_folder / "manifest.json").read_text(),
+        "few_shot": few_shot.name if few_shot else None,
+    }
+
+    def work(run: StageRun) -> None:
+        backbone, normaliser = load_backbone(backbone_folder, family, CPU)
+        builder = PoolBuilder(
+            dataset, normaliser, experiment.backbone.prompt_length, experiment.diffuser.context_transitions
+        )
+        protocol = experiment.evaluation
+        prompts: dict[str, dict[int, Segments]] = {}
+        costs: dict[str, dict[str, float]] = {}
+        for name in experiment.methods:
+            started = time.perf_counter()
+            folder = train_diffuser.few_shot_folder(few_shot, name, 0).parent if few_shot else Path()
+            prompts[name] = prompts_by_task(
+                get_method(name),
+                family.test_tasks,
+                builder,
+                protocol.few_shot_episodes,
+                protocol.prompts,
+                experiment.seed,
+                lambda task, folder=folder: load_diffuser(folder / f"task-{task}" / "model", family, CPU),
+            )
+            costs[name] = adaptation_cost(name, folder, time.perf_counter() - started)
+        policies = AdaptedPolicies(backbone, normaliser, prompts)
+        blocks = [
+            EvaluationBlock(method, task, protocol, experiment.seed)
+            for method in experiment.methods
+            for task in family.test_tasks
+        ]
+        episodes = run_blocks(run, blocks, policies, workspace)
+        expert_pool = builder.pool(family.test_tasks, protocol.few_shot_episodes)
+        shown = {"expert": _split_by_task(expert_pool.prompts, expert_pool.index.tasks), **prompts}
+        summary = summarise(workspace, dataset, episodes, costs)
+        log_results(run, episodes, shown, summary)
+
+    return Stage("evaluate", "evaluate", settings, work, f"python jobs/evaluate.py {experiment.name}")
+
+
+def run_blocks(
+    run: StageRun, blocks: list[EvaluationBlock], policies: AdaptedPolicies, workspace: Workspace
+) -> pd.DataFrame:
+    """Run the blocks that have no result file yet and return the episodes of all; every finished block is kept."""
+    paths = {block.name: run.folder / "blocks" / f"{block.name}.parquet" for block in blocks}
+    missing = [block for block in blocks if not paths[block.name].is_file()]
+    run.expect(len(blocks), len(blocks) - len(missing))
+    if missing:
+        cluster = workspace.experiment.cluster
+        connect(cluster.local_cpus)
+        require_cpus(cluster.rollout_actors, "evaluating")
+        (run.folder / "blocks").mkdir(parents=True, exist_ok=True)
+        pool = RolloutPool(workspace.experiment.family, cluster.rollout_actors)
+        for block, result in pool.run(missing, policies):
+            temporary = paths[block.name].with_suffix(".writing")
+            result.to_parquet(temporary)
+            temporary.rename(paths[block.name])
+            run.advance()
+        pool.close()
+    return pd.concat([pd.read_parquet(path) for path in paths.values()], ignore_index=True)
+
+
+def adaptation_cost(method: str, few_shot_folder: Path, prompt_seconds: float) -> dict[str, float]:
+    """Return the seconds a method spent on adapting to all target tasks, and how many numbers it tunes for each."""
+    if not get_method(method).trains_diffuser:
+        return {"seconds_adapt": prompt_seconds, "tunable_parameters": 0}
+    trained = 0.0
+    parameters = 0
+    for folder in sorted(few_shot_folder.glob("task-*")):
+        trained += json.loads((folder / "progress.json").read_text())["seconds"]
+        document = json.loads((folder / "model" / "model.json").read_text())
+        parameters = document["parameters"]
+    return {"seconds_adapt": prompt_seconds + trained, "tunable_parameters": parameters}
+
+
+def summarise(
+    workspace: Workspace, dataset: Dataset, episodes: pd.DataFrame, costs: dict[str, dict[str, float]]
+) -> dict[str, Any]:
+    """Return the content of summary.json."""
+    experiment = workspace.experiment
+    family = get_family(experiment.family)
+    return {
+        "experiment": experiment.name,
+        "family": family.name,
+        "test_tasks": list(family.test_tasks),
+        "goal_unit": family.goal_unit,
+        "goals": {str(task): family.goal(task) for task in family.test_tasks},
+        "dataset_digest": dataset.manifest.digest,
+        "protocol": dataclasses.asdict(experiment.evaluation),
+        "command": workspace.command,
+        "seed": experiment.seed,
+        "methods": {
+            method: summarise_method(episodes[episodes.method == method], dataset.manifest.tasks, experiment.seed)
+            | costs[method]
+            for method in experiment.methods
+        },
+    }
+
+
+def log_results(
+    run: StageRun, episodes: pd.DataFrame, shown: dict[str, dict[int, Segments]], summary: dict[str, Any]
+) -> None:
+    """Write the artifacts that the report is made from, and the methods' scores as metrics."""
+    episodes.to_parquet(run.folder / "episodes.parquet")
+    rows = [
+        {"method": method, "task": task, "prompt": number, "features": features}
+        for method, by_task in shown.items()
+        for task, prompts in by_task.items()
+        for number, features in enumerate(PromptSpace.encode(prompts).numpy())
+    ]
+    pd.DataFrame(rows).to_parquet(run.folder / "prompts.parquet")
+    (run.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    for name in ("episodes.parquet", "prompts.parquet", "summary.json"):
+        run.run.log_artifact(run.folder / name)
+    for method, result in summary["methods"].items():
+        run.run.log_metrics(
+            {f"evaluation/{method}/{key}": result[key] for key in ("mean", "ci_low", "ci_high", "normalised")}
+        )
+
+
+def _split_by_task(prompts: Segments, tasks: Any) -> dict[int, Segments]:
+    return {int(task): prompts.select(torch.from_numpy(tasks == task)) for task in sorted(set(tasks.tolist()))}
+
+
+def main(options: JobOptions) -> None:
+    """Run the stage."""
+    workspace = Workspace(options)
+    print(workspace.run(stage(workspace)) / "summary.json")
+
+
+if __name__ == "__main__":
+    run_job(main, __doc__ or "")

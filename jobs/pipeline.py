@@ -1,0 +1,94 @@
+"""Run an experiment from its first stage to its report; finished stages are recognised, interrupted ones continue.
+
+python jobs/pipeline.py quickstart
+python jobs/pipeline.py --from-run RUN_ID        (the experiment of an MLflow run again)
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import collect
+import evaluate
+import pretrain
+import train_diffuser
+import tyro
+from rich.table import Table
+from workspace import JobOptions, Workspace, exit_status, run_job
+
+from promptdiffuser.experiment import Experiment
+from promptdiffuser.tasks import get_family
+from promptdiffuser.tracking.store import read_json, resolve_uri
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_experiment(options: JobOptions) -> None:
+    """Run every stage, then write the summary and the report and print the table."""
+    workspace = Workspace(options)
+    if options.dataset is None:
+        workspace.run(collect.stage(workspace))
+    if options.backbone_checkpoint is None:
+        workspace.run(pretrain.stage(workspace))
+    methods = train_diffuser.diffuser_methods(workspace)
+    for method in methods:
+        workspace.run(train_diffuser.multi_task_stage(workspace, method))
+    if methods:
+        tasks = get_family(workspace.experiment.family).test_tasks
+        workspace.run(train_diffuser.few_shot_stage(workspace, tasks))
+    results = workspace.run(evaluate.stage(workspace))
+    workspace.run_log.finish()
+    shutil.copyfile(results / "summary.json", workspace.folder / "summary.json")
+    report = _write_report(workspace)
+    summary = json.loads((workspace.folder / "summary.json").read_text())
+    workspace.console.print(_table(summary))
+    workspace.console.print(f"summary  {workspace.folder / 'summary.json'}", soft_wrap=True)
+    workspace.console.print(f"report   {report}", soft_wrap=True)
+    workspace.console.print("runs     make ui   (MLflow on http://127.0.0.1:5000)")
+
+
+def _write_report(workspace: Workspace) -> Path:
+    # analysis/ stands beside jobs/, outside of the installed package: it reads MLflow and nothing else.
+    sys.path.append(str(ROOT))
+    from analysis.report import write_report
+
+    path = workspace.folder / "report.html"
+    return write_report(resolve_uri(), workspace.experiment.name, path, workspace.run_log.run_id)
+
+
+def _table(summary: dict[str, Any]) -> Table:
+    family, num_tasks = summary["family"], len(summary["test_tasks"])
+    table = Table(title=f"{family}: {num_tasks} tasks never seen in training")
+    for column in ("method", "mean return", "95 % interval", "normalised", "adaptation s", "evaluation s"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for method, result in summary["methods"].items():
+        table.add_row(
+            method,
+            f"{result['mean']:.1f}",
+            f"{result['ci_low']:.1f} to {result['ci_high']:.1f}",
+            f"{result['normalised']:.3f}",
+            f"{result['seconds_adapt']:.1f}",
+            f"{result['seconds']:.1f}",
+        )
+    return table
+
+
+def _run_again(from_run: str, outputs: Path = Path("outputs")) -> None:
+    """Run the experiment of an MLflow run again.
+
+    Args:
+        from_run: Id of any experiment's run.
+        outputs: Folder below which the experiment writes everything.
+    """
+    with exit_status():
+        experiment = Experiment.from_json(json.dumps(read_json(resolve_uri(), from_run, "experiment.json")))
+        run_experiment(JobOptions(experiment, outputs))
+
+
+if __name__ == "__main__":
+    if any(argument.startswith("--from-run") for argument in sys.argv[1:]):
+        tyro.cli(_run_again)
+    else:
+        run_job(run_experiment, __doc__ or "")

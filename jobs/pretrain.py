@@ -1,0 +1,89 @@
+"""Pre-train the Prompt-DT backbone on the training tasks: Ray Data reads and shards, Ray Train trains.
+
+python jobs/pretrain.py quickstart --cluster.train-workers 1
+"""
+
+import dataclasses
+from pathlib import Path
+
+import collect
+from workspace import JobOptions, Stage, StageRun, Workspace, run_job
+
+from promptdiffuser.data.normaliser import Normaliser
+from promptdiffuser.data.store import Dataset, open_dataset
+from promptdiffuser.distributed.cluster import CPUS_FOR_DATA, connect, require_cpus
+from promptdiffuser.distributed.training import TrainJob, train_on_cluster
+from promptdiffuser.errors import UserError
+from promptdiffuser.experiment import ClusterConfig
+from promptdiffuser.learning.trainings import BackboneTraining, Training
+from promptdiffuser.tasks import get_family
+
+
+def stage(workspace: Workspace) -> Stage:
+    """Return the pretrain stage."""
+    experiment = workspace.experiment
+    family = get_family(experiment.family)
+    dataset = checked_dataset(workspace)
+    settings = {
+        "family": family.name,
+        "seed": experiment.seed,
+        "dataset": dataset.manifest.digest,
+        "backbone": dataclasses.asdict(experiment.backbone),
+        "pretraining": dataclasses.asdict(experiment.pretraining),
+    }
+
+    def work(run: StageRun) -> None:
+        training = BackboneTraining(
+            family=family.name,
+            seed=experiment.seed,
+            backbone=experiment.backbone,
+            loss=experiment.pretraining.loss,
+            optimisation=experiment.pretraining.optimisation,
+            statistics=Normaliser.fit(dataset.read(family.train_tasks), family.return_scale).tensors(),
+            dataset_digest=dataset.manifest.digest,
+        )
+        train_with_ray(run, training, dataset, family.train_tasks, experiment.cluster)
+
+    return Stage("pretrain", "pretrain", settings, work, f"python jobs/pretrain.py {experiment.name}")
+
+
+def backbone_folder(workspace: Workspace) -> Path:
+    """Return the backbone that the experiment adapts: the one passed, or its own pretrain stage's."""
+    return workspace.options.backbone_checkpoint or workspace.finished(stage(workspace)) / "model"
+
+
+def checked_dataset(workspace: Workspace) -> Dataset:
+    """Open the experiment's dataset; raises `UserError` if it is broken or of another family."""
+    dataset = open_dataset(collect.dataset_folder(workspace))
+    if dataset.manifest.family != workspace.experiment.family:
+        raise UserError(
+            f"{dataset.folder} holds {dataset.manifest.family}, the experiment is on {workspace.experiment.family}"
+        )
+    return dataset
+
+
+def train_with_ray(
+    run: StageRun, training: Training, dataset: Dataset, tasks: tuple[int, ...], cluster: ClusterConfig
+) -> None:
+    """Train in the stage's folder on Ray Train workers, showing the progress."""
+    connect(cluster.local_cpus)
+    require_cpus(cluster.train_workers + CPUS_FOR_DATA, "training with Ray Data")
+    run.run.log_dataset(
+        dataset.manifest.family,
+        dataset.manifest.digest,
+        str(dataset.folder),
+        {"tasks": len(tasks), "episodes": sum(record.episodes for _, record in dataset.files(tasks))},
+    )
+    job = TrainJob(training, dataset.folder.resolve(), tasks, run.folder, run.run)
+    with run.watch_training([run.folder]):
+        train_on_cluster(job, cluster)
+
+
+def main(options: JobOptions) -> None:
+    """Run the stage."""
+    workspace = Workspace(options)
+    print(workspace.run(stage(workspace)) / "model")
+
+
+if __name__ == "__main__":
+    run_job(main, __doc__ or "")

@@ -1,0 +1,234 @@
+"""What every job shares: its command line, its stages on storage and in MLflow, its progress display.
+
+A stage is finished once, for the settings and inputs that its fingerprint is computed from. Its folder is
+`OUTPUTS/EXPERIMENT/STAGE-FINGERPRINT/`; `stage.json`, written last, says that it is complete. Asked for again, a
+finished stage is recognised, an interrupted one continues.
+"""
+
+import dataclasses
+import hashlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from recipes import RECIPES
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from promptdiffuser.errors import UserError
+from promptdiffuser.experiment import Experiment
+from promptdiffuser.tracking.store import STAGE_TAG, USED_RUN_TAG, RunLog, Tracker, prepare, resolve_uri
+
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """Command line of a job."""
+
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    outputs: Path = Path("outputs")
+    """Folder below which the experiment writes everything; shared storage on a cluster of several machines."""
+    dataset: Path | None = None
+    """Dataset folder to use instead of the one that the experiment's own collect stage writes."""
+    backbone_checkpoint: Path | None = None
+    """Backbone folder to use instead of the one that the experiment's own pretrain stage writes."""
+
+
+def fingerprint_of(settings: Any) -> str:
+    """Return 16 hexadecimal digits that identify settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of an experiment."""
+
+    name: str
+    kind: str
+    """collect, pretrain, train-diffuser, few-shot, evaluate or sweep: its tag in MLflow."""
+    settings: dict[str, Any]
+    """Everything its result depends on, with the fingerprints of what it reads."""
+    work: Callable[["StageRun"], None]
+    command: str
+    """What makes it, for the error that misses it."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identify the result: 16 hexadecimal digits."""
+        return fingerprint_of([self.name, self.settings])
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """A stage while it works."""
+
+    folder: Path
+    run: RunLog
+    tracker: Tracker
+    progress: Progress
+    bar: Any
+
+    def expect(self, total: int, done: int = 0) -> None:
+        """Say how many pieces of work the stage has."""
+        self.progress.update(self.bar, total=total, completed=done)
+
+    def advance(self, pieces: int = 1) -> None:
+        """Say that pieces are done."""
+        self.progress.advance(self.bar, pieces)
+
+    @contextmanager
+    def watch_training(self, folders: list[Path]) -> Iterator[None]:
+        """Show the progress that trainings in other processes leave in their folders."""
+        stop = threading.Event()
+
+        def watch() -> None:
+            while not stop.wait(POLL_SECONDS):
+                notes = [json.loads(path.read_text()) for f in folders if (path := f / "progress.json").is_file()]
+                if notes:
+                    total = max(note["steps"] for note in notes) * len(folders)
+                    self.expect(total, sum(note["step"] for note in notes))
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+class RateColumn(ProgressColumn):
+    """Pieces per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f}/s" if task.speed else "", style="cyan")
+
+
+@dataclass
+class Workspace:
+    """An experiment on its storage, with its MLflow runs."""
+
+    options: JobOptions
+    title: str = ""
+    """Name of the parent run, if not the experiment's."""
+    kind: str = "experiment"
+    """Tag of the parent run: experiment or sweep."""
+    console: Console = field(default_factory=Console)
+
+    def __post_init__(self) -> None:
+        self.experiment = self.options.experiment
+        self.folder = self.options.outputs.resolve() / self.experiment.name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.tracker = prepare(resolve_uri(), self.experiment.name)
+        title = self.title or self.experiment.name
+        # The cluster decides where an experiment runs, not what it computes.
+        identity = dataclasses.asdict(self.experiment) | {"cluster": None, "title": title}
+        tags = {STAGE_TAG: self.kind, "promptdiffuser.command": self.command}
+        self.run_log = self.tracker.run(title, fingerprint_of(identity), None, tags)
+        self.run_log.log_params({key: value for key, value in identity.items() if key != "cluster"})
+        (self.folder / "experiment.json").write_text(self.experiment.to_json())
+        self.run_log.log_json("experiment.json", json.loads(self.experiment.to_json()))
+
+    @property
+    def command(self) -> str:
+        """The command that was typed."""
+        return " ".join(["python", *sys.argv])
+
+    def folder_of(self, stage: Stage) -> Path:
+        """Return where a stage writes."""
+        return self.folder / f"{stage.name}-{stage.fingerprint[:8]}"
+
+    def finished(self, stage: Stage) -> Path:
+        """Return the folder of a finished stage, or raise a `UserError` with the command that makes it."""
+        folder = self.folder_of(stage)
+        if not (folder / "stage.json").is_file():
+            raise UserError(
+                f"stage {stage.name} of {self.experiment.name} is not finished; run `{stage.command}` first"
+            )
+        return folder
+
+    def run(self, stage: Stage) -> Path:
+        """Run a stage to its end, unless it is finished already, and return its folder."""
+        folder = self.folder_of(stage)
+        if (folder / "stage.json").is_file():
+            record = json.loads((folder / "stage.json").read_text())
+            # A store that does not know the stage's run gets it: the stage runs again and finds its work done.
+            if self.tracker.has_run(record["run"]):
+                self.run_log.set_tag(USED_RUN_TAG + stage.name, record["run"])
+                self.console.print(f"[green]✓[/] {stage.name:<32} done before ({record['seconds']:.0f} s then)")
+                return folder
+        folder.mkdir(parents=True, exist_ok=True)
+        tags = {STAGE_TAG: stage.kind, "promptdiffuser.folder": str(folder)}
+        run = self.tracker.run(stage.name, stage.fingerprint, self.run_log, tags)
+        self.run_log.set_tag(USED_RUN_TAG + stage.name, run.run_id)
+        run.log_params(stage.settings)
+        started = time.perf_counter()
+        columns = (
+            TextColumn("{task.description:<34}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            RateColumn(),
+            TimeRemainingColumn(),
+        )
+        try:
+            with Progress(*columns, console=self.console, transient=True) as progress:
+                bar = progress.add_task(stage.name, total=None)
+                stage.work(StageRun(folder, run, self.tracker, progress, bar))
+        except BaseException as error:
+            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+            for log in (run, self.run_log):
+                log.finish(status)
+            raise
+        seconds = time.perf_counter() - started
+        run.log_metrics({"time/seconds": seconds})
+        run.finish()
+        record = {"fingerprint": stage.fingerprint, "settings": stage.settings, "seconds": seconds, "run": run.run_id}
+        (folder / ".stage.json.writing").write_text(json.dumps(record, indent=1, default=str) + "\n")
+        (folder / ".stage.json.writing").rename(folder / "stage.json")
+        self.console.print(f"[green]✓[/] {stage.name:<32} {seconds:6.1f} s")
+        return folder
+
+
+def run_job(main: Callable[[Any], None], description: str, recipes: dict[str, tuple[str, Any]] | None = None) -> None:
+    """Parse `RECIPE [options]` and run a job; `recipes` are (description, options) by name, default the experiments.
+
+    Exit status: 0 when it did its work, 2 with a one-line message for what the user can repair, 130 after Ctrl-C.
+    """
+    with exit_status():
+        if recipes is None:
+            recipes = {name: (recipe.__doc__ or "", JobOptions(recipe())) for name, recipe in RECIPES.items()}
+        main(tyro.extras.overridable_config_cli(recipes, description=description))
+
+
+@contextmanager
+def exit_status() -> Iterator[None]:
+    """Turn what ends a job into its exit status."""
+    try:
+        yield
+    except (UserError, ValueError) as error:
+        if isinstance(error, ValueError) and not _from_configuration(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where this one stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def _from_configuration(error: ValueError) -> bool:
+    """Tell a configuration's refusal (raised by a `__post_init__`) from a ValueError that is a bug."""
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_name == "__post_init__":
+            return True
+        traceback = traceback.tb_next
+    return False

@@ -1,0 +1,258 @@
+"""Windows and prompts gathered from resident tensors, at positions that are addressed by seed.
+
+Axes: N episodes, T steps, B rows of a batch, K steps of a segment, S state, A action, M transitions of a context.
+
+A *plan* says which episode, start and prompt each row of a global batch uses; it is drawn identically by every worker
+from the index of all episodes, and each worker gathers the rows whose episode its shard holds. So a batch is the same
+set of windows for any number of workers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from promptdiffuser.data.episodes import Episodes
+from promptdiffuser.data.normaliser import Normaliser
+from promptdiffuser.errors import UserError
+from promptdiffuser.seeding import numpy_generator
+
+
+@dataclass(frozen=True)
+class Segments:
+    """A batch of trajectory segments in the networks' units: history windows or prompts."""
+
+    returns_to_go: Tensor
+    """(B, K) divided by the return scale."""
+    states: Tensor
+    """(B, K, S) normalised."""
+    actions: Tensor
+    """(B, K, A) in [-1, 1]."""
+    rewards: Tensor
+    """(B, K) standardised."""
+    timesteps: Tensor
+    """(B, K) int64 step within the episode."""
+    valid: Tensor
+    """(B, K) bool; padding stands on the right, so causal attention alone keeps valid steps from seeing it."""
+
+    def __len__(self) -> int:
+        """Return the number of segments."""
+        return len(self.states)
+
+    def select(self, rows: Tensor | slice) -> "Segments":
+        """Return the segments at an index tensor or slice."""
+        return Segments(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    def to(self, device: torch.device) -> "Segments":
+        """Return the segments on a device."""
+        return Segments(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+    @staticmethod
+    def concatenate(parts: Sequence["Segments"]) -> "Segments":
+        """Join batches of equal K."""
+        return Segments(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Segments)})
+
+
+@dataclass(frozen=True)
+class EpisodeIndex:
+    """Task and length of every episode that training may use: all that a plan needs, known to every worker."""
+
+    tasks: NDArray[np.int64]
+    """(N,) ascending."""
+    lengths: NDArray[np.int64]
+    """(N,)"""
+
+    def __post_init__(self) -> None:
+        """Refuse an index that is not grouped by task."""
+        if (np.diff(self.tasks) < 0).any():
+            raise ValueError("EpisodeIndex.tasks must be ascending")
+
+    def pool_of(self, drawn_tasks_B: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the first episode and the number of episodes of each drawn task."""
+        first = np.searchsorted(self.tasks, drawn_tasks_B, side="left")
+        last = np.searchsorted(self.tasks, drawn_tasks_B, side="right")
+        return first, last - first
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """Where each row of a global batch comes from."""
+
+    episodes: NDArray[np.int64]
+    """(B,) episode of the history window."""
+    starts: NDArray[np.int64]
+    """(B,) first step of the window."""
+    prompt_episodes: NDArray[np.int64]
+    """(B,) episode of the same task that the prompt is cut from."""
+    context_episodes: NDArray[np.int64]
+    """(B, C) episodes of the same task that the task context is read from."""
+
+    def steps(self, index: EpisodeIndex, history: int) -> int:
+        """Return the number of valid steps in the global batch."""
+        return int(np.minimum(index.lengths[self.episodes] - self.starts, history).sum())
+
+    def select(self, rows: NDArray[np.intp]) -> "WindowPlan":
+        """Return some rows of the plan."""
+        return WindowPlan(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+
+def draw_windows(index: EpisodeIndex, batch_size: int, num_context: int, *address: int | str) -> WindowPlan:
+    """Draw a plan at an address: tasks uniform, then steps uniform within the task.
+
+    Within a task this is the published rule (pdt_main.py `get_batch`: episode in proportion to its length, start
+    uniform); the published batch holds equally many rows of every task instead of drawing tasks.
+    """
+    generator = numpy_generator(*address)
+    tasks_B = generator.choice(np.unique(index.tasks), batch_size)
+    first_B, count_B = index.pool_of(tasks_B)
+    ends_N = np.cumsum(index.lengths)
+    before_B = ends_N[first_B] - index.lengths[first_B]
+    total_B = ends_N[first_B + count_B - 1] - before_B
+    step_B = before_B + (generator.random(batch_size) * total_B).astype(np.int64)
+    episodes_B = np.searchsorted(ends_N, step_B, side="right")
+    starts_B = step_B - (ends_N[episodes_B] - index.lengths[episodes_B])
+    prompts_B = first_B + (generator.random(batch_size) * count_B).astype(np.int64)
+    context_BC = first_B[:, None] + (generator.random((batch_size, num_context)) * count_B[:, None]).astype(np.int64)
+    return WindowPlan(episodes_B, starts_B, prompts_B, context_BC)
+
+
+def cut_pool_pieces(episodes: Episodes, prompt_length: int, num_transitions: int) -> dict[str, NDArray[np.generic]]:
+    """Cut from every episode what a `PromptPool` keeps of it, in environment units.
+
+    The prompt is the last K* steps but one (mxu34/prompt-dt `get_prompt`); the transitions are at addressed steps.
+    Plain arrays, one row an episode, so that Ray Data can map it over Parquet batches.
+
+    Raises:
+        UserError: An episode is too short to hold a prompt and the step after it.
+    """
+    if episodes.lengths.min() <= prompt_length:
+        raise UserError(
+            f"an episode of task {episodes.tasks[episodes.lengths.argmin()]} has {episodes.lengths.min()} steps, "
+            f"a prompt of {prompt_length} needs {prompt_length + 1}; lower --backbone.prompt-length"
+        )
+    rows_N1 = np.arange(len(episodes))[:, None]
+    prompt_NP = (episodes.lengths - prompt_length - 1)[:, None] + np.arange(prompt_length)
+    # Addressed by the episode's own seed, so a pool over a part of the episodes holds the same transitions.
+    drawn_NM = np.stack(
+        [
+            numpy_generator(int(seed), "transitions").integers(0, length, num_transitions)
+            for seed, length in zip(episodes.seeds, episodes.lengths, strict=True)
+        ]
+    )
+    return {
+        "task": episodes.tasks,
+        "length": episodes.lengths,
+        "prompt_timesteps": prompt_NP,
+        "prompt_returns_to_go": episodes.returns_to_go()[rows_N1, prompt_NP],
+        "prompt_observations": episodes.observations[rows_N1, prompt_NP],
+        "prompt_actions": episodes.actions[rows_N1, prompt_NP],
+        "prompt_rewards": episodes.rewards[rows_N1, prompt_NP],
+        "transition_observations": episodes.observations[rows_N1, drawn_NM],
+        "transition_actions": episodes.actions[rows_N1, drawn_NM],
+        "transition_rewards": episodes.rewards[rows_N1, drawn_NM],
+    }
+
+
+@dataclass(frozen=True)
+class PromptPool:
+    """The prompt of every episode and the transitions a task context is read from; small, so every worker has all."""
+
+    index: EpisodeIndex
+    prompts: Segments
+    """(N, K*)"""
+    transitions: Tensor
+    """(N, M, S + A + 1) normalised (state, action, reward)."""
+
+    @staticmethod
+    def build(pieces: Mapping[str, NDArray[Any]], normaliser: Normaliser, device: torch.device) -> "PromptPool":
+        """Normalise the pieces cut by `cut_pool_pieces`, ordered by task and episode."""
+        cut = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in pieces.items()}
+        prompts = Segments(
+            returns_to_go=cut["prompt_returns_to_go"] / normaliser.return_scale,
+            states=normaliser.states(cut["prompt_observations"]),
+            actions=cut["prompt_actions"],
+            rewards=normaliser.rewards(cut["prompt_rewards"]),
+            timesteps=cut["prompt_timesteps"],
+            valid=torch.ones_like(cut["prompt_timesteps"], dtype=torch.bool),
+        )
+        transitions = torch.cat(
+            [
+                normaliser.states(cut["transition_observations"]),
+                cut["transition_actions"],
+                normaliser.rewards(cut["transition_rewards"])[..., None],
+            ],
+            dim=-1,
+        )
+        return PromptPool(EpisodeIndex(pieces["task"], pieces["length"]), prompts.to(device), transitions.to(device))
+
+    def prompts_at(self, episodes_B: NDArray[np.int64]) -> Segments:
+        """Return the prompts (B, K*) of some episodes."""
+        return self.prompts.select(torch.from_numpy(episodes_B).to(self.transitions.device))
+
+    def contexts_at(self, context_episodes_BC: NDArray[np.int64]) -> Tensor:
+        """Return (B, C * M, S + A + 1) few-shot transitions."""
+        rows = torch.from_numpy(context_episodes_BC).to(self.transitions.device)
+        return self.transitions[rows].flatten(1, 2)
+
+
+@dataclass(frozen=True)
+class ResidentEpisodes:
+    """A shard of episodes kept as contiguous tensors on one device; batches are one gather."""
+
+    row_of: Tensor
+    """(all episodes,) int64 row of an episode in this shard, -1 where another shard holds it."""
+    returns_to_go: Tensor
+    states: Tensor
+    actions: Tensor
+    rewards: Tensor
+    lengths: Tensor
+
+    @staticmethod
+    def build(
+        episodes: Episodes,
+        numbers: NDArray[np.int64],
+        normaliser: Normaliser,
+        device: torch.device,
+        num_episodes: int | None = None,
+    ) -> "ResidentEpisodes":
+        """Normalise a shard; `numbers` (N,) are its episodes' places in the index of all `num_episodes`."""
+        row_of = torch.full((num_episodes or len(episodes),), -1, dtype=torch.int64)
+        row_of[torch.from_numpy(numbers)] = torch.arange(len(episodes))
+        return ResidentEpisodes(
+            row_of=row_of.to(device),
+            returns_to_go=(torch.from_numpy(episodes.returns_to_go()) / normaliser.return_scale).to(device),
+            states=normaliser.states(torch.from_numpy(episodes.observations)).to(device),
+            actions=torch.from_numpy(episodes.actions).to(device),
+            rewards=normaliser.rewards(torch.from_numpy(episodes.rewards)).to(device),
+            lengths=torch.from_numpy(episodes.lengths).to(device),
+        )
+
+    def held(self, plan: WindowPlan) -> NDArray[np.intp]:
+        """Return the rows of a plan whose episode this shard holds."""
+        rows = self.row_of[torch.from_numpy(plan.episodes).to(self.row_of.device)]
+        return np.flatnonzero((rows >= 0).cpu().numpy())
+
+    def segments(self, episodes_B: NDArray[np.int64], starts_B: NDArray[np.int64], num_steps: int) -> Segments:
+        """Gather (B, num_steps) windows; steps past an episode's end are zero and marked invalid."""
+        device = self.states.device
+        rows_B1 = self.row_of[torch.from_numpy(episodes_B).to(device)][:, None]
+        steps_BK = torch.from_numpy(starts_B).to(device)[:, None] + torch.arange(num_steps, device=device)
+        valid_BK = steps_BK < self.lengths[rows_B1]
+        steps_BK = torch.where(valid_BK, steps_BK, 0)
+
+        def gather(tensor: Tensor) -> Tensor:
+            values = tensor[rows_B1, steps_BK]
+            return values * valid_BK.reshape(*valid_BK.shape, *[1] * (values.ndim - 2))
+
+        return Segments(
+            returns_to_go=gather(self.returns_to_go),
+            states=gather(self.states),
+            actions=gather(self.actions),
+            rewards=gather(self.rewards),
+            timesteps=steps_BK,
+            valid=valid_BK,
+        )

@@ -1,0 +1,97 @@
+"""Ray Data: from the Parquet files of a dataset to each Train worker's resident shard."""
+
+from collections.abc import Collection
+from functools import partial
+from typing import Any
+
+import numpy as np
+import ray.data
+import torch
+from numpy.typing import NDArray
+from ray.data.datasource import Partitioning, PartitionStyle
+from ray.train import DataConfig
+
+from promptdiffuser.data.episodes import Episodes
+from promptdiffuser.data.store import Dataset
+from promptdiffuser.data.windows import PromptPool, ResidentEpisodes, cut_pool_pieces
+from promptdiffuser.learning.trainings import Training
+
+EPISODES, POOL = "episodes", "pool"
+# Few large read tasks: Ray Data's default of at least 200 is far too many for tens of megabytes.
+READ_BLOCKS = 8
+# Key of an episode in the order (task, episode within the task).
+TASK_STRIDE = 1_000_000
+
+Rows = dict[str, NDArray[Any]]
+
+
+def training_datasets(dataset: Dataset, tasks: Collection[int], training: Training) -> dict[str, ray.data.Dataset]:
+    """Return the two datasets of a training: whole episodes, to be sharded, and the prompt pool, for every worker."""
+    episodes = ray.data.read_parquet(
+        [str(path) for path, _ in dataset.files(tasks)],
+        partitioning=Partitioning(PartitionStyle.HIVE, str(dataset.folder), field_types={"task": int}),
+        override_num_blocks=READ_BLOCKS,
+    )
+    cut: Any = partial(_pool_rows, prompt_length=training.prompt_length, num_transitions=training.context_transitions)
+    pool = episodes.map_batches(cut, batch_size=None, batch_format="numpy")
+    return {EPISODES: episodes, POOL: pool}
+
+
+class ShardByEpisode(DataConfig):
+    """Splits the episodes over the workers into fixed, nearly equal shards and gives the pool to all.
+
+    Ray's own split drops rows that do not divide evenly and deals blocks by arrival; a resident shard is taken once, so
+    it can be exact and the same in every run.
+    """
+
+    def configure(
+        self, datasets: dict[str, ray.data.Dataset], world_size: int, *args: Any, **kwargs: Any
+    ) -> list[dict[str, ray.data.DataIterator]]:
+        for dataset in datasets.values():
+            dataset.context.execution_options.preserve_order = True
+        episodes = datasets[EPISODES].materialize()
+        count = episodes.count()
+        shards = episodes.split_at_indices([count * rank // world_size for rank in range(1, world_size)])
+        pool = datasets[POOL].materialize()
+        return [{EPISODES: shard.iterator(), POOL: pool.iterator()} for shard in shards]
+
+
+def resident_shard(
+    training: Training, device: torch.device, episodes: ray.data.DataIterator, pool: ray.data.DataIterator
+) -> tuple[ResidentEpisodes, PromptPool]:
+    """Take a worker's shard once and keep it, with the prompt pool, as tensors on the device."""
+    pool_rows, episode_rows = _take_all(pool), _take_all(episodes)
+    normaliser = training.normaliser()
+    numbers = np.searchsorted(_keys(pool_rows), _keys(episode_rows))
+    resident = ResidentEpisodes.build(
+        _as_episodes(episode_rows), numbers, normaliser, device, num_episodes=len(pool_rows["task"])
+    )
+    return resident, PromptPool.build(pool_rows, normaliser, device)
+
+
+def _take_all(iterator: ray.data.DataIterator) -> Rows:
+    whole_blocks: Any = None
+    batches = list(iterator.iter_batches(batch_size=whole_blocks, batch_format="numpy"))
+    rows = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    order = np.argsort(_keys(rows))
+    return {name: values[order] for name, values in rows.items()}
+
+
+def _keys(rows: Rows) -> NDArray[np.int64]:
+    keys: NDArray[np.int64] = rows["task"] * TASK_STRIDE + rows["episode"]
+    return keys
+
+
+def _as_episodes(rows: Rows) -> Episodes:
+    return Episodes(
+        tasks=rows["task"],
+        seeds=rows["seed"],
+        lengths=rows["length"],
+        observations=rows["observations"],
+        actions=rows["actions"],
+        rewards=rows["rewards"],
+    )
+
+
+def _pool_rows(rows: Any, prompt_length: int, num_transitions: int) -> Any:
+    return {"episode": rows["episode"], **cut_pool_pieces(_as_episodes(rows), prompt_length, num_transitions)}

@@ -1,0 +1,102 @@
+"""Ray Train around the training engine, and few-shot trainings as plain Ray tasks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device
+from torch import Tensor
+
+from promptdiffuser.data.store import open_dataset
+from promptdiffuser.distributed.datasets import EPISODES, POOL, ShardByEpisode, resident_shard, training_datasets
+from promptdiffuser.experiment import ClusterConfig
+from promptdiffuser.learning.trainings import History, Training, make_resident, train
+from promptdiffuser.tracking.store import RunLog
+
+WORKER_FAILURES = 3
+"""Restarts of the worker group before a training fails; each resumes from the newest valid checkpoint."""
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One training and where it reads and writes; all paths are absolute, because Train workers change folder."""
+
+    training: Training
+    dataset: Path
+    tasks: tuple[int, ...]
+    folder: Path
+    run: RunLog
+
+
+def train_on_cluster(job: TrainJob, cluster: ClusterConfig) -> None:
+    """Run a training on Ray Train workers fed by Ray Data; the model is then in `job.folder`/model.
+
+    Resuming needs nothing but the same folder: the workers look for checkpoints there themselves, because Ray would
+    retry a broken newest checkpoint for ever.
+    """
+    TorchTrainer(
+        _train_worker,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(num_workers=cluster.train_workers, use_gpu=cluster.use_gpu),
+        run_config=RunConfig(
+            name="ray-train", storage_path=str(job.folder), failure_config=FailureConfig(max_failures=WORKER_FAILURES)
+        ),
+        datasets={**training_datasets(open_dataset(job.dataset), job.tasks, job.training)},
+        dataset_config=ShardByEpisode(),
+    ).fit()
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    job: TrainJob = config["job"]
+    device, context = get_device(), ray.train.get_context()
+    episodes, pool = resident_shard(
+        job.training, device, ray.train.get_dataset_shard(EPISODES), ray.train.get_dataset_shard(POOL)
+    )
+    is_writer = context.get_world_rank() == 0
+
+    def on_checkpoint(history: History) -> None:
+        if is_writer:
+            job.run.log_history(history)
+        # A barrier: no worker runs ahead of the checkpoint that the writer has just made.
+        ray.train.report(history[-1])
+
+    train(
+        job.training,
+        job.training.learning_task(episodes, pool, device),
+        job.folder,
+        sum_over_workers=_sum_over_workers,
+        is_writer=is_writer,
+        on_checkpoint=on_checkpoint,
+    )
+
+
+def _sum_over_workers(vector: Tensor) -> Tensor:
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        torch.distributed.all_reduce(vector)
+    return vector
+
+
+def train_few_shot(jobs: list[TrainJob], episodes: int, on_finished: Callable[[TrainJob], None]) -> None:
+    """Run small trainings, each on the first `episodes` episodes of its tasks, as one Ray task each.
+
+    Starting Ray Train takes longer than such a training.
+    """
+    running = {_train_few_shot.remote(job, episodes): job for job in jobs}
+    while running:
+        (finished,), _ = ray.wait(list(running), num_returns=1)
+        ray.get(finished)
+        on_finished(running.pop(finished))
+
+
+@ray.remote(num_cpus=1, max_retries=WORKER_FAILURES)
+def _train_few_shot(job: TrainJob, episodes: int) -> None:
+    device = torch.device("cpu")
+    data = open_dataset(job.dataset).read(job.tasks, limit=episodes)
+    resident, pool = make_resident(job.training, data, device)
+    task = job.training.learning_task(resident, pool, device)
+    train(job.training, task, job.folder, on_checkpoint=job.run.log_history)

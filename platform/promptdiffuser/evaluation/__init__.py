@@ -1,0 +1,1 @@
+"""Running policies and judging them: stepping, the protocol, scores."""

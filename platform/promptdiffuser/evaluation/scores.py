@@ -1,0 +1,59 @@
+"""From returns of single episodes to a method's score and its interval.
+
+Axes: J tasks, P prompts, R bootstrap resamples.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from promptdiffuser.data.manifest import TaskRecord
+from promptdiffuser.seeding import numpy_generator
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+FAILURE_SCORE = 0.5
+"""An episode failed if its return is closer to the random policy's than to the expert's."""
+
+
+def bootstrap_interval(prompt_means: Mapping[int, NDArray[np.float64]], seed: int) -> tuple[float, float]:
+    """Return the percentile interval of the mean over tasks.
+
+    Prompts are resampled within each task, with all their episodes: the tasks are the fixed test set, a prompt is what
+    a method draws at random. The same seed gives every method the same resamples.
+    """
+    generator = numpy_generator(seed, "bootstrap")
+    means_RJ = [
+        values[generator.integers(0, len(values), (RESAMPLES, len(values)))].mean(axis=1)
+        for values in prompt_means.values()
+    ]
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(np.mean(means_RJ, axis=0), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def summarise_method(episodes: pd.DataFrame, references: Mapping[int, TaskRecord], seed: int) -> dict[str, Any]:
+    """Summarise one method's episodes (columns task, prompt, return): mean over tasks of the means within each task.
+
+    Normalised scores put the random policy of a task at 0 and the expert episodes of the dataset at 1.
+    """
+    per_task = episodes.groupby("task")["return"].mean()
+    prompt_means = {
+        int(task): group.groupby("prompt")["return"].mean().to_numpy() for task, group in episodes.groupby("task")
+    }
+    low, high = bootstrap_interval(prompt_means, seed)
+    random_return = episodes["task"].map(lambda task: references[task].random_return)
+    expert_return = episodes["task"].map(lambda task: references[task].expert_return)
+    scores = (episodes["return"] - random_return) / (expert_return - random_return)
+    return {
+        "mean": float(per_task.mean()),
+        "ci_low": low,
+        "ci_high": high,
+        "normalised": float(scores.groupby(episodes["task"]).mean().mean()),
+        "failed_share": float((scores < FAILURE_SCORE).mean()),
+        "per_task": {str(task): float(value) for task, value in per_task.items()},
+        "seconds": float(episodes["seconds"].sum()),
+    }

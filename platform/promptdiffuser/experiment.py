@@ -1,0 +1,171 @@
+"""An experiment: one typed object that composes every component's configuration.
+
+A recipe returns one, tyro makes its fields command-line options, and it is saved as JSON with every run. Values that
+cannot work raise at construction and name the field; nothing has been started by then.
+"""
+
+import json
+import re
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, get_type_hints
+
+from promptdiffuser.diffusion.process import DiffusionConfig
+from promptdiffuser.errors import UserError
+from promptdiffuser.evaluation.protocol import ProtocolConfig
+from promptdiffuser.learning.backbone import BackboneLossConfig
+from promptdiffuser.learning.diffuser import GuidanceConfig
+from promptdiffuser.learning.engine import OptimisationConfig
+from promptdiffuser.methods import METHODS, get_method
+from promptdiffuser.models.backbone import BackboneConfig
+from promptdiffuser.models.denoiser import DenoiserConfig
+from promptdiffuser.tasks import get_family
+
+
+@dataclass(frozen=True)
+class CollectionConfig:
+    """How the offline dataset is collected."""
+
+    episodes_per_task: int = 30
+    """Expert episodes of every task."""
+    reference_episodes: int = 5
+    """Episodes a task of the random policy, the lower reference of normalised scores."""
+
+    def __post_init__(self) -> None:
+        """Refuse an empty dataset."""
+        for name in ("episodes_per_task", "reference_episodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"collection.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class PretrainingConfig:
+    """Pre-training of the backbone on the training tasks."""
+
+    loss: BackboneLossConfig = field(default_factory=BackboneLossConfig)
+    optimisation: OptimisationConfig = field(default_factory=OptimisationConfig)
+
+
+@dataclass(frozen=True)
+class DiffuserTrainingConfig:
+    """Multi-task training of the diffuser on the training tasks, then few updates on each target task."""
+
+    batch_size: int = 256
+    """Prompts in the denoising loss of one update."""
+    guidance_start: int = 0
+    """Multi-task update from which the downstream loss guides; before it the denoising loss trains alone."""
+    context_episodes: int = 5
+    """Episodes of a task that its context is read from."""
+    context_transitions: int = 16
+    """Transitions of each of these episodes that the context sees."""
+    multi_task: OptimisationConfig = field(default_factory=OptimisationConfig)
+    few_shot: OptimisationConfig = field(default_factory=OptimisationConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse empty batches and a guidance that would never act."""
+        for name in ("batch_size", "context_episodes", "context_transitions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"diffuser.{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.guidance_start <= self.multi_task.steps:
+            raise ValueError(
+                f"diffuser.guidance_start must be between 0 and diffuser.multi_task.steps "
+                f"({self.multi_task.steps}), got {self.guidance_start}"
+            )
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """How much of the Ray cluster an experiment takes. Results do not depend on it, so it is not part of a stage."""
+
+    train_workers: int = 1
+    """Ray Train workers."""
+    rollout_actors: int = 2
+    """Actors that step the simulator, one CPU each."""
+    use_gpu: bool = False
+    """Give each Train worker a GPU."""
+    local_cpus: int = 4
+    """Logical CPUs that a local cluster declares. On two cores 4 is right: Train workers and the Ray Data tasks that
+    feed them must fit together, or both wait for ever."""
+
+    def __post_init__(self) -> None:
+        """Refuse a cluster without workers."""
+        for name in ("train_workers", "rollout_actors", "local_cpus"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"cluster.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that decides what an experiment computes."""
+
+    name: str
+    """Name of the experiment: the MLflow experiment and the folder below the outputs."""
+    family: str = "cheetah-vel"
+    """Task family."""
+    seed: int = 0
+    """Every random number of the experiment is addressed below this seed."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Methods to compare."""
+    collection: CollectionConfig = field(default_factory=CollectionConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    diffuser: DiffuserTrainingConfig = field(default_factory=DiffuserTrainingConfig)
+    evaluation: ProtocolConfig = field(default_factory=ProtocolConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse names that do not exist and values that contradict each other."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise ValueError(f"name must be usable as a folder, got {self.name!r}")
+        family = get_family(self.family)
+        if not self.methods:
+            raise ValueError("methods must name at least one method")
+        for method in self.methods:
+            get_method(method)
+        if self.backbone.history > family.horizon or self.backbone.prompt_length >= family.horizon:
+            raise ValueError(
+                f"backbone.history ({self.backbone.history}) must fit the horizon of {family.name} ({family.horizon}) "
+                f"and backbone.prompt_length ({self.backbone.prompt_length}) must be below it"
+            )
+        if self.evaluation.few_shot_episodes > self.collection.episodes_per_task:
+            raise ValueError(
+                f"evaluation.few_shot_episodes ({self.evaluation.few_shot_episodes}) must not exceed "
+                f"collection.episodes_per_task ({self.collection.episodes_per_task})"
+            )
+
+    def to_json(self) -> str:
+        """Return the experiment as JSON; `from_json` restores an equal object."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> "Experiment":
+        """Restore an experiment; an unknown or missing field raises a `UserError` that names it."""
+        try:
+            document = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"the experiment is not valid JSON: {error}") from error
+        experiment: Experiment = _build(Experiment, document, "experiment")
+        return experiment
+
+
+def _build(cls: Any, document: Any, path: str) -> Any:
+    if not isinstance(document, dict):
+        raise UserError(f"{path} must be an object, got {document!r}")
+    hints = get_type_hints(cls)
+    known = {f.name for f in fields(cls)}
+    if unknown := sorted(document.keys() - known):
+        raise UserError(f"{path} has no field {unknown[0]!r}; its fields are {', '.join(sorted(known))}")
+    values = {
+        name: _build(hints[name], value, f"{path}.{name}")
+        if is_dataclass(hints[name])
+        else tuple(value)
+        if isinstance(value, list)
+        else value
+        for name, value in document.items()
+    }
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from error

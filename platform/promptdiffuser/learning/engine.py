@@ -1,0 +1,195 @@
+"""The one training engine: backbone and diffuser are two learning tasks for it.
+
+A learning task computes *shares*: this worker's part of one or more gradients and of the scalars to log, already
+divided by global counts, so that the sum over workers is the global value. The engine sums them, lets the task join its
+gradients into one, and makes the update. With one worker the sum is the identity; Ray Train passes an all-reduce.
+
+Parameters, gradients and optimizer moments are single flat vectors: one fused update, one message between workers.
+Axes: G gradients of a task, P parameters.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from promptdiffuser.learning.checkpoint import Checkpoint
+from promptdiffuser.seeding import seed_at
+
+
+@dataclass(frozen=True)
+class OptimisationConfig:
+    """How long and with which steps a model is trained."""
+
+    steps: int = 50_000
+    """Updates."""
+    learning_rate: float = 1e-4
+    """Peak step size of AdamW."""
+    schedule: Literal["one-cycle", "warmup", "constant"] = "warmup"
+    """one-cycle: linear up over 10 % of the steps, cosine down to 0. warmup: linear up over `warmup_steps`."""
+    warmup_steps: int = 10_000
+    """Steps of the warmup schedule until the peak."""
+    weight_decay: float = 1e-4
+    """AdamW's decoupled weight decay."""
+    clip_norm: float = 0.25
+    """Largest length of the update's gradient; 0 does not clip."""
+    average_decay: float = 0.0
+    """Decay per step of the moving average of weights that is used after training; 0 keeps the last weights."""
+    checkpoint_every: int = 1_000
+    """Steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot train."""
+        if self.steps < 1 or self.checkpoint_every < 1:
+            raise ValueError(
+                f"steps and checkpoint_every must be at least 1, got {self.steps}, {self.checkpoint_every}"
+            )
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if not 0 <= self.average_decay < 1:
+            raise ValueError(f"average_decay must be in [0, 1), got {self.average_decay}")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Return the step size of update `step`, counted from 0; resuming needs no state for it."""
+        if self.schedule == "constant":
+            return self.learning_rate
+        if self.schedule == "warmup":
+            return self.learning_rate * min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        rise = max(1, self.steps // 10)
+        if step < rise:
+            return self.learning_rate * (step + 1) / rise
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, self.steps - rise)))
+
+
+@dataclass(frozen=True)
+class Share:
+    """One worker's additive part of an update."""
+
+    gradients_GP: Tensor
+    scalars: dict[str, Tensor]
+
+
+class FlatParameters:
+    """A model's trainable parameters as views into one vector."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Move the parameters into one vector; the model keeps working on it."""
+        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self.parameters = [parameter for _, parameter in named]
+        self.vector = torch.cat([parameter.detach().flatten() for parameter in self.parameters])
+        self.named_views: dict[str, Tensor] = self.views(self.vector, [name for name, _ in named])
+        for parameter, view in zip(self.parameters, self.named_views.values(), strict=True):
+            parameter.data = view
+
+    def views(self, vector_P: Tensor, names: list[str] | None = None) -> dict[str, Tensor]:
+        """Return a vector's parts, shaped and named like the parameters."""
+        parts = vector_P.split([parameter.numel() for parameter in self.parameters])
+        names = names or list(self.named_views)
+        return {n: part.view_as(p) for n, part, p in zip(names, parts, self.parameters, strict=True)}
+
+    def gradient(self, loss: Tensor) -> Tensor:
+        """Return the gradient (P,) of a loss; parameters it does not depend on get zeros."""
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
+        return torch.cat([gradient.flatten() for gradient in gradients])
+
+
+class LearningTask(Protocol):
+    """What the engine trains."""
+
+    model: nn.Module
+    address: tuple[int | str, ...]
+    """Where this training's randomness lives, see `seeding`."""
+
+    def share(self, parameters: FlatParameters, step: int) -> Share:
+        """Return this worker's share of the gradients and scalars of update `step`."""
+
+    def join(self, gradients_GP: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Return the gradient (P,) to follow and what to log about it."""
+
+
+class NonFiniteGradientError(RuntimeError):
+    """The loss or gradient of an update is not finite; the model has not been changed by it."""
+
+
+class Engine:
+    """Trains one learning task, update by update."""
+
+    def __init__(
+        self, task: LearningTask, config: OptimisationConfig, sum_over_workers: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Take the task's model; `sum_over_workers` returns the sum of a vector over all workers."""
+        self.task, self.config, self.sum_over_workers = task, config, sum_over_workers
+        self.parameters = FlatParameters(task.model)
+        self.average = self.parameters.vector.clone()
+        self.step = 0
+        self._updated = nn.Parameter(self.parameters.vector)
+        self._optimizer = torch.optim.AdamW(
+            [self._updated], lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+
+    def advance(self) -> dict[str, float]:
+        """Make one update and return its metrics.
+
+        Raises:
+            NonFiniteGradientError: Before the update, naming the step, if the gradient is not finite.
+        """
+        torch.manual_seed(seed_at(*self.task.address, "dropout", self.step))
+        share = self.task.share(self.parameters, self.step)
+        num_gradients, size = share.gradients_GP.shape
+        scalars = torch.stack([value.detach().float() for value in share.scalars.values()])
+        total = self.sum_over_workers(torch.cat([share.gradients_GP.flatten(), scalars]))
+        gradients_GP = total[: num_gradients * size].view(num_gradients, size)
+        metrics = dict(zip(share.scalars, total[num_gradients * size :].tolist(), strict=True))
+
+        gradient, joined_metrics = self.task.join(gradients_GP)
+        norm = float(gradient.norm())
+        if not math.isfinite(norm):
+            raise NonFiniteGradientError(f"the gradient of step {self.step} is not finite; metrics {metrics}")
+        if self.config.clip_norm and norm > self.config.clip_norm:
+            gradient = gradient * (self.config.clip_norm / norm)
+        learning_rate = self.config.learning_rate_at(self.step)
+        self._optimizer.param_groups[0]["lr"] = learning_rate
+        self._updated.grad = gradient
+        self._optimizer.step()
+        self._move_average()
+        self.step += 1
+        return metrics | joined_metrics | {"gradient_norm": norm, "learning_rate": learning_rate}
+
+    def _move_average(self) -> None:
+        # The average follows closely at first, or it would remember the initial weights for 1 / (1 - decay) steps.
+        decay = min(self.config.average_decay, (1 + self.step) / (10 + self.step))
+        self.average.lerp_(self.parameters.vector, 1 - (decay if self.config.average_decay else 0.0))
+
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """Return the weights to use after training, by name."""
+        return {name: value.detach().clone() for name, value in self.parameters.views(self.average).items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that resuming needs besides `step`."""
+        moments = self._optimizer.state[self._updated]
+        return {
+            "vector": self.parameters.vector,
+            "average": self.average,
+            "first_moment": moments["exp_avg"],
+            "second_moment": moments["exp_avg_sq"],
+        }
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint whose `engine` tensors and `progress` document this engine wrote."""
+        tensors = checkpoint.tensors["engine"]
+        self.step = int(checkpoint.documents["progress"]["step"])
+        self.parameters.vector.copy_(tensors["vector"])
+        self.average.copy_(tensors["average"])
+        self._optimizer.state[self._updated] = {
+            "step": torch.tensor(float(self.step)),
+            "exp_avg": tensors["first_moment"].clone(),
+            "exp_avg_sq": tensors["second_moment"].clone(),
+        }
+
+
+def alone(vector: Tensor) -> Tensor:
+    """Sum over the workers of a run that has only one."""
+    return vector

@@ -1,0 +1,125 @@
+"""Trained models on storage: weights, configuration and statistics in one checkpoint folder.
+
+A backbone folder holds the normaliser beside the weights, a diffuser folder its prompt space.
+`device` is where the loaded tensors live.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from promptdiffuser.data.normaliser import Normaliser
+from promptdiffuser.diffusion.process import Diffusion, DiffusionConfig
+from promptdiffuser.diffusion.prompt_space import PromptSpace
+from promptdiffuser.errors import UserError
+from promptdiffuser.learning.backbone import freeze
+from promptdiffuser.learning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from promptdiffuser.learning.diffuser import Diffuser
+from promptdiffuser.models.backbone import BackboneConfig, PromptDT
+from promptdiffuser.models.denoiser import Denoiser, DenoiserConfig
+from promptdiffuser.seeding import seed_at
+from promptdiffuser.tasks.family import TaskFamily
+
+
+def build_backbone(config: BackboneConfig, family: TaskFamily, *address: int | str) -> PromptDT:
+    """Return a new backbone whose initial weights are addressed by seed."""
+    with _addressed_initialisation(*address):
+        return PromptDT(config, family.observation_dim, family.action_dim, family.horizon)
+
+
+def build_diffuser(
+    config: DenoiserConfig,
+    process: DiffusionConfig,
+    space: PromptSpace,
+    family: TaskFamily,
+    with_context: bool,
+    *address: int | str,
+) -> Diffuser:
+    """Return a new diffuser whose initial weights are addressed by seed."""
+    transition_features = family.observation_dim + family.action_dim + 1 if with_context else 0
+    with _addressed_initialisation(*address):
+        denoiser = Denoiser(config, len(space.low), 2 * len(space.return_mean), transition_features)
+    return Diffuser(denoiser.to(space.low.device), Diffusion(process, space.low, space.high), space)
+
+
+def save_backbone(folder: Path, weights: dict[str, Tensor], document: dict[str, Any], normaliser: Normaliser) -> Path:
+    """Write a trained backbone; `document` holds family, config, dataset digest and steps."""
+    tensors = {"weights": weights, "normaliser": normaliser.tensors()}
+    return save_checkpoint(folder, tensors, {"model": document | {"kind": "backbone"}})
+
+
+def load_backbone(folder: Path, family: TaskFamily, device: torch.device) -> tuple[PromptDT, Normaliser]:
+    """Read a frozen backbone and its normaliser; raises `UserError` for another kind or family of checkpoint."""
+    checkpoint = load_checkpoint(folder, device)
+    document = _checked(checkpoint, folder, "backbone", family)
+    model = PromptDT(
+        BackboneConfig(**document["config"]), family.observation_dim, family.action_dim, family.horizon
+    ).to(device)
+    model.load_state_dict(checkpoint.tensors["weights"])
+    return freeze(model), Normaliser(**checkpoint.tensors["normaliser"])
+
+
+def save_diffuser(folder: Path, weights: dict[str, Tensor], document: dict[str, Any], space: PromptSpace) -> Path:
+    """Write a trained diffuser; `document` holds family, denoiser, diffusion, with_context and provenance."""
+    tensors = {f.name: getattr(space, f.name) for f in fields(space) if isinstance(getattr(space, f.name), Tensor)}
+    sizes = {"action_dim": space.action_dim, "horizon": space.horizon}
+    return save_checkpoint(
+        folder, {"weights": weights, "space": tensors}, {"model": document | {"kind": "diffuser", "space": sizes}}
+    )
+
+
+def load_diffuser(folder: Path, family: TaskFamily, device: torch.device) -> Diffuser:
+    """Read a diffuser; raises `UserError` for another kind or family of checkpoint."""
+    checkpoint = load_checkpoint(folder, device)
+    document = _checked(checkpoint, folder, "diffuser", family)
+    space = PromptSpace(**{**checkpoint.tensors["space"], **document["space"]})
+    diffuser = build_diffuser(
+        DenoiserConfig(**document["denoiser"]),
+        DiffusionConfig(**document["diffusion"]),
+        space,
+        family,
+        document["with_context"],
+        "loaded",
+    )
+    diffuser.denoiser.load_state_dict(checkpoint.tensors["weights"])
+    return diffuser
+
+
+def diffuser_document(
+    family: TaskFamily, denoiser: DenoiserConfig, process: DiffusionConfig, with_context: bool, **provenance: Any
+) -> dict[str, Any]:
+    """Return what `load_diffuser` needs to rebuild a diffuser, and where it came from."""
+    return {
+        "family": family.name,
+        "denoiser": asdict(denoiser),
+        "diffusion": asdict(process),
+        "with_context": with_context,
+        **provenance,
+    }
+
+
+def _checked(checkpoint: Checkpoint, folder: Path, kind: str, family: TaskFamily) -> dict[str, Any]:
+    document: dict[str, Any] = checkpoint.documents.get("model", {})
+    if document.get("kind") != kind:
+        raise UserError(
+            f"{folder} holds no {kind} but {document.get('kind', 'training state')!r}; pass a {kind} folder"
+        )
+    if document["family"] != family.name:
+        raise UserError(
+            f"{folder} was trained on family {document['family']!r}, this experiment is on {family.name!r}; "
+            f"pass a checkpoint of {family.name} or train one"
+        )
+    return document
+
+
+@contextmanager
+def _addressed_initialisation(*address: int | str) -> Iterator[None]:
+    """Seed torch's global generator while a network draws its initial weights, and restore it after."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_at(*address, "weights"))
+        yield

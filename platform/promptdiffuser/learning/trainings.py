@@ -1,0 +1,247 @@
+"""The trainings of an experiment: what the engine needs to train a backbone or a diffuser, and where the result goes.
+
+A training is data: it travels to Ray Train workers and few-shot tasks, or to a plain loop on a bare machine.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from promptdiffuser.data.episodes import Episodes
+from promptdiffuser.data.normaliser import Normaliser
+from promptdiffuser.data.windows import PromptPool, ResidentEpisodes, cut_pool_pieces
+from promptdiffuser.diffusion.process import DiffusionConfig
+from promptdiffuser.diffusion.prompt_space import PromptSpace
+from promptdiffuser.learning.backbone import BackboneLearning, BackboneLossConfig
+from promptdiffuser.learning.checkpoint import keep_last_checkpoints, newest_valid_checkpoint, save_checkpoint
+from promptdiffuser.learning.diffuser import DiffuserLearning, GuidanceConfig
+from promptdiffuser.learning.engine import Engine, LearningTask, OptimisationConfig, alone
+from promptdiffuser.learning.model_folders import (
+    build_backbone,
+    build_diffuser,
+    diffuser_document,
+    load_backbone,
+    load_diffuser,
+    save_backbone,
+    save_diffuser,
+)
+from promptdiffuser.models.backbone import BackboneConfig
+from promptdiffuser.models.denoiser import DenoiserConfig
+from promptdiffuser.tasks import get_family
+
+CHECKPOINTS_KEPT = 2
+LOGS_PER_CHECKPOINT = 10
+
+History = list[dict[str, float]]
+
+
+class Training(Protocol):
+    """One training run."""
+
+    @property
+    def optimisation(self) -> OptimisationConfig:
+        """How the engine trains."""
+
+    @property
+    def prompt_length(self) -> int:
+        """Steps in a prompt."""
+
+    @property
+    def context_transitions(self) -> int:
+        """Transitions of each episode that the prompt pool keeps."""
+
+    def normaliser(self) -> Normaliser:
+        """Return the statistics that the data is normalised with."""
+
+    def learning_task(self, episodes: ResidentEpisodes, pool: PromptPool, device: torch.device) -> LearningTask:
+        """Build the model and its task over data that is resident on the device."""
+
+    def save(self, folder: Path, task: LearningTask, weights: dict[str, Tensor]) -> None:
+        """Write the trained model."""
+
+
+@dataclass(frozen=True)
+class BackboneTraining:
+    """Pre-training of a backbone on the training tasks."""
+
+    family: str
+    seed: int
+    backbone: BackboneConfig
+    loss: BackboneLossConfig
+    optimisation: OptimisationConfig
+    statistics: dict[str, Tensor]
+    """Tensors of the normaliser."""
+    dataset_digest: str
+    context_transitions: int = 0
+
+    @property
+    def prompt_length(self) -> int:
+        """Steps in a prompt."""
+        return self.backbone.prompt_length
+
+    def normaliser(self) -> Normaliser:
+        """Return the statistics of the training tasks."""
+        return Normaliser(**self.statistics)
+
+    def learning_task(self, episodes: ResidentEpisodes, pool: PromptPool, device: torch.device) -> BackboneLearning:
+        """Build a new backbone and its task."""
+        model = build_backbone(self.backbone, get_family(self.family), self.seed, "pretrain").to(device)
+        return BackboneLearning(model, episodes, pool, self.loss, (self.seed, "pretrain"))
+
+    def save(self, folder: Path, task: LearningTask, weights: dict[str, Tensor]) -> None:
+        """Write the backbone with its normaliser."""
+        document = {
+            "family": self.family,
+            "config": asdict(self.backbone),
+            "dataset_digest": self.dataset_digest,
+            "steps": self.optimisation.steps,
+        }
+        save_backbone(folder, weights, document, self.normaliser())
+
+
+@dataclass(frozen=True)
+class DiffuserTraining:
+    """Training of a diffuser: multi-task from new weights, or few-shot from the weights in `start_from`."""
+
+    family: str
+    seed: int
+    stage: str
+    """`multi-task`, or `few-shot/TASK`: part of the address of every random number."""
+    backbone_folder: Path
+    denoiser: DenoiserConfig
+    diffusion: DiffusionConfig
+    guidance: GuidanceConfig
+    with_context: bool
+    batch_size: int
+    guidance_start: int
+    context_episodes: int
+    context_transitions: int
+    optimisation: OptimisationConfig
+    prompt_length: int
+    dataset_digest: str
+    start_from: Path | None = None
+
+    def normaliser(self) -> Normaliser:
+        """Return the statistics saved with the backbone."""
+        return load_backbone(self.backbone_folder, get_family(self.family), torch.device("cpu"))[1]
+
+    def learning_task(self, episodes: ResidentEpisodes, pool: PromptPool, device: torch.device) -> DiffuserLearning:
+        """Build the diffuser and its task through the frozen backbone."""
+        family = get_family(self.family)
+        backbone, normaliser = load_backbone(self.backbone_folder, family, device)
+        if self.start_from is None:
+            space = PromptSpace.fit(normaliser, pool.prompts, family.horizon)
+            diffuser = build_diffuser(
+                self.denoiser, self.diffusion, space, family, self.with_context, self.seed, "diffuser"
+            )
+        else:
+            diffuser = load_diffuser(self.start_from, family, device)
+        return DiffuserLearning(
+            diffuser,
+            backbone,
+            episodes,
+            pool,
+            self.guidance,
+            batch_size=self.batch_size,
+            context_episodes=self.context_episodes,
+            guidance_start=self.guidance_start,
+            address=(self.seed, "diffuser", self.stage),
+        )
+
+    def save(self, folder: Path, task: LearningTask, weights: dict[str, Tensor]) -> None:
+        """Write the diffuser with its prompt space."""
+        assert isinstance(task, DiffuserLearning)
+        document = diffuser_document(
+            get_family(self.family),
+            self.denoiser,
+            self.diffusion,
+            self.with_context,
+            stage=self.stage,
+            parameters=sum(parameter.numel() for parameter in task.model.parameters()),
+            dataset_digest=self.dataset_digest,
+        )
+        save_diffuser(folder, weights, document, task.diffuser.space)
+
+
+def make_resident(training: Training, episodes: Episodes, device: torch.device) -> tuple[ResidentEpisodes, PromptPool]:
+    """Prepare all episodes for a training without workers; episodes must be ordered by task."""
+    normaliser = training.normaliser()
+    pieces = cut_pool_pieces(episodes, training.prompt_length, training.context_transitions)
+    numbers = torch.arange(len(episodes)).numpy()
+    return (
+        ResidentEpisodes.build(episodes, numbers, normaliser, device),
+        PromptPool.build(pieces, normaliser, device),
+    )
+
+
+def train(
+    training: Training,
+    task: LearningTask,
+    folder: Path,
+    sum_over_workers: Callable[[Tensor], Tensor] = alone,
+    is_writer: bool = True,
+    on_checkpoint: Callable[[History], None] = lambda history: None,
+) -> History:
+    """Train to the end, resuming from the newest valid checkpoint below `folder`, and write `folder`/model.
+
+    Every worker calls this; the writer alone writes checkpoints, `progress.json` and the model. `on_checkpoint` gets
+    the whole history of metrics (keys `step` and `training/...`) at every checkpoint, on every worker.
+    """
+    config, checkpoints = training.optimisation, folder / "checkpoints"
+    engine, history = Engine(task, config, sum_over_workers), History()
+    if (checkpoint := newest_valid_checkpoint(checkpoints)) is not None:
+        engine.resume(checkpoint)
+        history = checkpoint.documents["progress"]["history"]
+    started_at = engine.step
+    log_every = max(1, config.checkpoint_every // LOGS_PER_CHECKPOINT)
+    pending, started = History(), time.perf_counter()
+    while engine.step < config.steps:
+        pending.append(engine.advance())
+        at_checkpoint = engine.step % config.checkpoint_every == 0 or engine.step == config.steps
+        if at_checkpoint or engine.step % log_every == 0:
+            seconds = time.perf_counter() - started
+            times = {"time/seconds": seconds, "time/steps_per_second": len(pending) / seconds}
+            history.append(_mean(pending) | times | {"step": engine.step})
+            pending, started = History(), time.perf_counter()
+            if is_writer:
+                write_progress(folder, history, config.steps)
+        if at_checkpoint:
+            if is_writer:
+                progress = {"step": engine.step, "history": history}
+                save_checkpoint(
+                    checkpoints / f"step-{engine.step:08d}", {"engine": engine.state()}, {"progress": progress}
+                )
+                keep_last_checkpoints(checkpoints, CHECKPOINTS_KEPT)
+            on_checkpoint(history)
+    if started_at == config.steps:
+        # Nothing was left to do; whoever keeps the metrics may still lack them.
+        on_checkpoint(history)
+    if is_writer:
+        training.save(folder / "model", task, engine.trained_tensors())
+    return history
+
+
+def write_progress(folder: Path, history: History, steps: int) -> None:
+    """Leave a note for whoever watches the training from another process; seconds add up over interruptions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    note = {
+        "step": history[-1]["step"],
+        "steps": steps,
+        "seconds": sum(entry["time/seconds"] for entry in history),
+    }
+    temporary = folder / ".progress.json.writing"
+    temporary.write_text(json.dumps(note))
+    temporary.rename(folder / "progress.json")
+
+
+def _mean(metrics: History) -> dict[str, float]:
+    """Average each metric over the updates that have it; guidance metrics start in the middle of a training."""
+    names = {name: None for entry in metrics for name in entry}
+    values = {name: [entry[name] for entry in metrics if name in entry] for name in names}
+    return {f"training/{name}": sum(v) / len(v) for name, v in values.items()}

@@ -1,0 +1,22 @@
+"""Methods that adapt the frozen backbone to a task by making prompts: one file each and one line in `METHODS`."""
+
+from promptdiffuser.errors import UserError
+from promptdiffuser.methods import other_task_prompt, prompt_diffuser, prompt_dt
+from promptdiffuser.methods.adaptation import Method
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        prompt_dt.METHOD,
+        other_task_prompt.METHOD,
+        prompt_diffuser.PUBLISHED,
+        prompt_diffuser.WITH_CONTEXT,
+    )
+}
+
+
+def get_method(name: str) -> Method:
+    """Return a method by name, or raise a `UserError` that lists the known ones."""
+    if name not in METHODS:
+        raise UserError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
+    return METHODS[name]

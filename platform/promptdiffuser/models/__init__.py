@@ -1,0 +1,1 @@
+"""Networks: the Prompt-DT backbone and the denoiser."""

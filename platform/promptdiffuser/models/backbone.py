@@ -1,0 +1,133 @@
+"""Prompt-DT, the backbone: a causal transformer over (return-to-go, state, action) tokens with a prompt before them.
+
+Axes: B rows, K history steps, P prompt steps, S state, A action, D width, H heads, L tokens.
+
+The model is the public Prompt-DT (mxu34/prompt-dt at 5f665e5, prompt_dt/prompt_decision_transformer.py: GPT-2 blocks
+without positional embedding, ReLU, separate embeddings for prompt and history, learned timestep embeddings, tanh action
+head read at the state tokens), with these departures, each a trap of the original:
+
+- one LayerNorm for prompt and history tokens alike; the original normalises the history only;
+- padding stands on the right and causal attention hides it; the original pads on the left with actions of -10 in
+  training and of 0 in evaluation, and masks with an additive -1e4;
+- the prompt is an argument of its own with one prompt a row; the original guesses from shapes whether it was given one
+  prompt or many, and drops the last return-to-go when the prompt length is 1, 11 or 21;
+- only the action head exists; the original carries unused state and return heads;
+- the timestep table has as many rows as the horizon; the original has 1,000 whatever the environment.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from promptdiffuser.data.windows import Segments
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Size of the Prompt-DT. `width`, `layers` and `heads` of the public model are 128, 3 and 1."""
+
+    width: int = 128
+    """Features of a token."""
+    layers: int = 3
+    """Transformer blocks."""
+    heads: int = 1
+    """Attention heads; must divide the width."""
+    history: int = 20
+    """Steps of the episode's own past that the policy sees (K)."""
+    prompt_length: int = 5
+    """Steps in a trajectory prompt (K*)."""
+    dropout: float = 0.1
+    """Dropout on embeddings, attention output and MLP output, in training only."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be built."""
+        for name in ("width", "layers", "heads", "history", "prompt_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"backbone.{name} must be at least 1, got {getattr(self, name)}")
+        if self.width % self.heads:
+            raise ValueError(f"backbone.heads must divide backbone.width: {self.width} is no multiple of {self.heads}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"backbone.dropout must be in [0, 1), got {self.dropout}")
+
+
+class StepEmbedding(nn.Module):
+    """Embeds steps as three tokens each, in the order return-to-go, state, action."""
+
+    def __init__(self, state_dim: int, action_dim: int, width: int, horizon: int) -> None:
+        super().__init__()
+        self.return_to_go = nn.Linear(1, width)
+        self.state = nn.Linear(state_dim, width)
+        self.action = nn.Linear(action_dim, width)
+        self.timestep = nn.Embedding(horizon, width)
+
+    def forward(self, steps: Segments) -> Tensor:
+        """Return tokens (B, 3 K, D)."""
+        time_BKD = self.timestep(steps.timesteps)
+        tokens_BK3D = torch.stack(
+            [
+                self.return_to_go(steps.returns_to_go[..., None]) + time_BKD,
+                self.state(steps.states) + time_BKD,
+                self.action(steps.actions) + time_BKD,
+            ],
+            dim=2,
+        )
+        return tokens_BK3D.flatten(1, 2)
+
+
+class Block(nn.Module):
+    """A pre-norm GPT-2 block with ReLU."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.attention_norm = nn.LayerNorm(config.width)
+        self.attention_in = nn.Linear(config.width, 3 * config.width)
+        self.attention_out = nn.Linear(config.width, config.width)
+        self.mlp_norm = nn.LayerNorm(config.width)
+        self.mlp_in = nn.Linear(config.width, 4 * config.width)
+        self.mlp_out = nn.Linear(4 * config.width, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """Return (B, L, D)."""
+        query, key, value = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.attention_in(self.attention_norm(x_BLD)).chunk(3, dim=-1)
+        )
+        mixed_BHLD = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x_BLD = x_BLD + self.dropout(self.attention_out(mixed_BHLD.transpose(1, 2).flatten(2)))
+        mlp_BLD: Tensor = self.mlp_out(F.relu(self.mlp_in(self.mlp_norm(x_BLD))))
+        return x_BLD + self.dropout(mlp_BLD)
+
+
+class PromptDT(nn.Module):
+    """The backbone: history and prompt in, actions out."""
+
+    def __init__(self, config: BackboneConfig, state_dim: int, action_dim: int, horizon: int) -> None:
+        """Build the network with GPT-2's initialisation (normal, deviation 0.02, zero biases)."""
+        super().__init__()
+        self.config = config
+        self.embed_history = StepEmbedding(state_dim, action_dim, config.width, horizon)
+        self.embed_prompt = StepEmbedding(state_dim, action_dim, config.width, horizon)
+        self.embedding_norm = nn.LayerNorm(config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.final_norm = nn.LayerNorm(config.width)
+        self.action_head = nn.Linear(config.width, action_dim)
+        for module in [*self.blocks.modules(), self.action_head]:
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, history: Segments, prompt: Segments) -> Tensor:
+        """Return an action (B, K, A) in (-1, 1) for every history step; those of padded steps mean nothing."""
+        tokens_BLD = torch.cat([self.embed_prompt(prompt), self.embed_history(history)], dim=1)
+        hidden_BLD = self.dropout(self.embedding_norm(tokens_BLD))
+        for block in self.blocks:
+            hidden_BLD = block(hidden_BLD)
+        num_prompt_tokens = 3 * prompt.states.shape[1]
+        state_tokens_BKD = hidden_BLD[:, num_prompt_tokens + 1 :: 3]
+        actions: Tensor = torch.tanh(self.action_head(self.final_norm(state_tokens_BKD)))
+        return actions

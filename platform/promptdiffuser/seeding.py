@@ -1,0 +1,30 @@
+"""Addressed randomness: a seed is computed from where it is used, never consumed from a shared stream.
+
+Two calls with the same address give the same seed in any process, so results do not depend on the number of workers,
+on the order in which actors answer, or on restarts.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+
+
+def seed_at(*address: int | str) -> int:
+    """Return the 63-bit seed of an address such as `(experiment_seed, "pretrain", step)`.
+
+    The parts are joined with a separator that no part may contain, so `("a", 12)` and `("a1", 2)` differ.
+    """
+    text = "/".join(str(part) for part in address)
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def numpy_generator(*address: int | str) -> np.random.Generator:
+    """Return a numpy generator seeded at an address."""
+    return np.random.default_rng(seed_at(*address))
+
+
+def torch_generator(*address: int | str) -> torch.Generator:
+    """Return a CPU torch generator seeded at an address; draw on CPU and move, so that devices agree."""
+    return torch.Generator().manual_seed(seed_at(*address))

@@ -1,0 +1,10 @@
+"""Experiment tracking: the one place that writes to MLflow. `analysis/` reads what is written here."""
+
+import os
+
+# Read by MLflow when it is imported or calls; a value that the user has set wins.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# MLflow's defaults (7 retries, 120 s each) would block a training step for minutes when the server is gone.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")

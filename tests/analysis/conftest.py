@@ -1,0 +1,133 @@
+"""A small experiment in a real MLflow store. Every number in it is made up here; none was measured."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from promptdiffuser.tracking.store import RunLog, Tracker, prepare
+
+TASKS = (2, 7, 15)
+GOALS = {"2": 0.225, "7": 0.6, "15": 1.2}
+MEANS = {"prompt-dt": -40.0, "other-task-prompt": -60.0, "prompt-diffuser": -30.0, "prompt-diffuser-context": -30.5}
+STEPS, STATE_ACTION_REWARD = 5, 27
+
+
+@dataclass(frozen=True)
+class SyntheticExperiment:
+    """Where the synthetic experiment lies, and the summary that its report has to show."""
+
+    uri: str
+    name: str
+    parent_run_id: str
+    summary: dict[str, Any]
+
+
+def make_episodes(rng: np.random.Generator) -> pd.DataFrame:
+    """Return 3 tasks x 2 prompts x 3 episodes for each method, around its made-up mean."""
+    rows = [
+        (method, task, prompt, episode, episode, mean - task + 3.0 * rng.normal(), 200, 0.1)
+        for method, mean in MEANS.items()
+        for task in TASKS
+        for prompt in range(2)
+        for episode in range(3)
+    ]
+    columns = ["method", "task", "prompt", "episode", "seed", "return", "length", "seconds"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def make_prompts(rng: np.random.Generator) -> pd.DataFrame:
+    """Return 6 prompts a task for the expert and each method, spread around a centre of the task."""
+    centres = {task: rng.normal(size=STEPS * STATE_ACTION_REWARD) for task in TASKS}
+    rows = [
+        (method, task, prompt, (centres[task] + 0.3 * rng.normal(size=len(centres[task]))).astype(np.float32))
+        for method in ("expert", *MEANS)
+        for task in TASKS
+        for prompt in range(6)
+    ]
+    return pd.DataFrame(rows, columns=["method", "task", "prompt", "features"])
+
+
+def make_summary(name: str, episodes: pd.DataFrame) -> dict[str, Any]:
+    """Return a summary in the form that the evaluate stage writes."""
+    methods = {}
+    for rank, (method, own) in enumerate(episodes.groupby("method")):
+        mean = float(own["return"].mean())
+        methods[str(method)] = {
+            "mean": mean,
+            "ci_low": mean - 2.5,
+            "ci_high": mean + 2.25,
+            "normalised": 0.5 + 0.1 * rank,
+            "per_task": {str(task): float(value) for task, value in own.groupby("task")["return"].mean().items()},
+            "failed_share": 0.125 * rank,
+            "seconds": 12.0,
+            "seconds_adapt": 1.25 * rank,
+            "tunable_parameters": 1234 * rank,
+        }
+    return {
+        "experiment": name,
+        "family": "cheetah-vel",
+        "test_tasks": list(TASKS),
+        "goal_unit": "m/s",
+        "goals": GOALS,
+        "dataset_digest": "synthetic-digest",
+        "protocol": {"episodes_per_prompt": 3, "prompts_per_task": 2},
+        "command": "python jobs/pipeline.py <synthetic> --seed 7",
+        "seed": 7,
+        "methods": methods,
+    }
+
+
+def log_training(tracker: Tracker, parent: RunLog) -> None:
+    """Log the two training stages with smooth made-up curves."""
+    steps = range(0, 3000, 10)
+    keys = {
+        "pretrain": {"training/loss": 1.0},
+        "train-diffuser": {"training/loss": 2.0, "training/loss_dm": 0.5, "training/loss_dt": 0.2},
+    }
+    for stage, scales in keys.items():
+        log = tracker.run(stage, f"{parent.run_id}-{stage}", parent, {"promptdiffuser.stage": stage})
+        noise = np.random.default_rng(1)
+        curves = {key: scale * (0.01 + np.exp(-np.arange(300) / 40.0)) for key, scale in scales.items()}
+        log.log_history(
+            [{"step": s, **{k: c[i] * noise.lognormal(0, 0.1) for k, c in curves.items()}} for i, s in enumerate(steps)]
+        )
+        log.finish()
+
+
+@pytest.fixture(scope="session")
+def tracker(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tracker]:
+    """Return a function that opens an experiment of one shared store."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+    return lambda name: prepare(uri, name)
+
+
+@pytest.fixture(scope="session")
+def experiment(tracker: Callable[[str], Tracker], tmp_path_factory: pytest.TempPathFactory) -> SyntheticExperiment:
+    """Return a complete synthetic experiment."""
+    name = "synthetic <&>"
+    store, folder, rng = tracker(name), tmp_path_factory.mktemp("results"), np.random.default_rng(0)
+    parent = store.run("experiment", "all", None, {"promptdiffuser.stage": "experiment", "torch": "2.13"})
+    parent.log_params({"backbone": {"layers": 3}, "seed": 7})
+    log_training(store, parent)
+    evaluate = store.run("evaluate", "evaluate", parent, {"promptdiffuser.stage": "evaluate"})
+    episodes = make_episodes(rng)
+    summary = make_summary(name, episodes)
+    write_results(evaluate, folder, episodes, make_prompts(rng), summary)
+    evaluate.finish()
+    parent.finish()
+    return SyntheticExperiment(store.uri, name, parent.run_id, summary)
+
+
+def write_results(
+    log: RunLog, folder: Path, episodes: pd.DataFrame, prompts: pd.DataFrame, summary: dict[str, Any]
+) -> None:
+    """Log the three artifacts of an evaluate run."""
+    for name, frame in (("episodes", episodes), ("prompts", prompts)):
+        frame.to_parquet(folder / f"{name}.parquet")
+        log.log_artifact(folder / f"{name}.parquet")
+    log.log_json("summary.json", summary)

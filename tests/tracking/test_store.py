@@ -1,0 +1,162 @@
+"""The logger against a real MLflow store: resumes, repeats, several processes, and stores that cannot be used."""
+
+import json
+import logging
+import math
+import multiprocessing
+import pickle
+import time
+from pathlib import Path
+
+import pytest
+
+from promptdiffuser.errors import UserError
+from promptdiffuser.tracking.store import PARAM_LENGTH, RunLog, Tracker, connect, prepare, resolve_uri
+
+
+def steps_and_values(log: RunLog, key: str) -> list[tuple[int, float]]:
+    """Return every stored point of a metric."""
+    return [(point.step, point.value) for point in connect(log.uri).get_metric_history(log.run_id, key)]
+
+
+def test_relative_sqlite_path_becomes_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Workers that run in another folder reach the same file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert resolve_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///runs/own.db")
+    assert resolve_uri() == f"sqlite:///{tmp_path}/runs/own.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
+    assert resolve_uri() == "http://tracking:5000"
+
+
+def test_prepare_finds_the_experiment_again(tracker: Tracker) -> None:
+    """A second driver gets the same experiment; artifacts lie beside the database."""
+    assert prepare(tracker.uri, "tests") == tracker
+    location = connect(tracker.uri).get_experiment(tracker.experiment_id).artifact_location
+    assert location == Path(tracker.uri.removeprefix("sqlite:///")).with_name("mlartifacts").as_uri()
+
+
+def test_resumed_stage_continues_its_run(tracker: Tracker) -> None:
+    """The same fingerprint below the same parent is the same run, reopened."""
+    parents = [tracker.run("experiment", f"resume-{i}", None, {}) for i in range(2)]
+    first = tracker.run("pretrain", "stage", parents[0], {"promptdiffuser.stage": "pretrain"})
+    first.finish("FAILED")
+    again = tracker.run("pretrain", "stage", parents[0], {"promptdiffuser.stage": "pretrain"})
+    client = connect(tracker.uri)
+    stored = client.get_run(first.run_id)
+    assert again == first
+    assert stored.info.status == "RUNNING"
+    assert stored.data.tags["mlflow.parentRunId"] == parents[0].run_id
+    assert stored.data.tags["promptdiffuser.stage"] == "pretrain"
+    assert tracker.run("pretrain", "stage", parents[1], {}) != first
+    client.delete_run(first.run_id)
+    assert tracker.run("pretrain", "stage", parents[0], {}) != first
+
+
+def test_history_is_logged_once_and_completely(tracker: Tracker) -> None:
+    """A longer history adds its new steps only, metric by metric, over more than one batch."""
+    log = tracker.run("history", "history", None, {})
+    history = [{"step": step, "training/loss": 1.0 / (step + 1)} for step in range(1200)]
+    log.log_history(history)
+    log.log_history(history)
+    history += [{"step": 1200, "training/loss": math.nan, "validation/loss": 0.5}]
+    # A metric that starts late still gets its earlier steps when they arrive with the complete history.
+    history[3] = {**history[3], "validation/cosine": 0.25}
+    log.log_history(history)
+    stored = steps_and_values(log, "training/loss")
+    assert [step for step, _ in stored] == list(range(1201))
+    assert stored[:1200] == [(step, 1.0 / (step + 1)) for step in range(1200)]
+    assert math.isnan(stored[1200][1])
+    assert steps_and_values(log, "validation/loss") == [(1200, 0.5)]
+    assert steps_and_values(log, "validation/cosine") == [(3, 0.25)]
+
+
+def test_parameters_can_be_logged_again(tracker: Tracker, caplog: pytest.LogCaptureFixture) -> None:
+    """Nested keys are dotted, long values cut, more than one batch goes through, and what is stored stays."""
+    log = tracker.run("params", "params", None, {})
+    params = {"backbone": {"layers": 3, "heads": {"count": 1}}, "long": "x" * (PARAM_LENGTH + 1)}
+    many = {f"p{i}": i for i in range(150)}
+    for _ in range(2):
+        log.log_params({**params, **many})
+    assert "long" in caplog.text
+    log.log_params({"backbone": {"layers": 4}})
+    assert "keeps backbone.layers=3 (now 4)" in caplog.text
+    stored = connect(log.uri).get_run(log.run_id).data.params
+    expected = {"backbone.layers": "3", "backbone.heads.count": "1", "long": "x" * PARAM_LENGTH}
+    assert stored == {**expected, **{key: str(value) for key, value in many.items()}}
+
+
+def test_dataset_artifacts_and_status(tracker: Tracker, tmp_path: Path) -> None:
+    """A dataset logged twice is one input; artifacts come back as they went in; the run closes."""
+    log = tracker.run("inputs", "inputs", None, {})
+    for _ in range(2):
+        log.log_dataset("cheetah-vel", "d1ge57", "/data/cheetah-vel", {"episodes": 12})
+    (tmp_path / "note.txt").write_text("kept")
+    log.log_artifact(tmp_path / "note.txt", "notes")
+    log.log_json("summary.json", {"mean": -32.5})
+    log.finish()
+    client = connect(tracker.uri)
+    run = client.get_run(log.run_id)
+    [dataset] = [entry.dataset for entry in run.inputs.dataset_inputs]
+    assert (dataset.name, dataset.digest, json.loads(dataset.profile)) == ("cheetah-vel", "d1ge57", {"episodes": 12})
+    assert Path(client.download_artifacts(log.run_id, "notes/note.txt")).read_text() == "kept"
+    assert json.loads(Path(client.download_artifacts(log.run_id, "summary.json")).read_text()) == {"mean": -32.5}
+    assert run.info.status == "FINISHED"
+    with pytest.raises(ValueError, match="36"):
+        log.log_dataset("too-long", "d" * 37, "/data", {})
+
+
+def log_from_a_worker(log: RunLog, worker: int) -> None:
+    """Log one history under the worker's own key; runs in a process of its own."""
+    log.log_history([{"step": step, f"worker/{worker}": float(step)} for step in range(20)])
+    log.log_params({f"worker_{worker}": worker})
+
+
+def test_four_processes_log_at_once(tracker: Tracker) -> None:
+    """After `prepare` the workers share a run without losing a point."""
+    log = tracker.run("parallel", "parallel", None, {})
+    assert pickle.loads(pickle.dumps(log)) == log
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=log_from_a_worker, args=(log, worker)) for worker in range(4)]
+    for process in workers:
+        process.start()
+    for process in workers:
+        process.join(120)
+    assert [process.exitcode for process in workers] == [0] * 4
+    for worker in range(4):
+        assert steps_and_values(log, f"worker/{worker}") == [(step, float(step)) for step in range(20)]
+    assert len(connect(log.uri).get_run(log.run_id).data.params) == 4
+
+
+def test_lost_server_does_not_stop_training(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Metric calls to a server that is gone warn once and return."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    log = RunLog("http://127.0.0.1:9", "lost")
+    with caplog.at_level(logging.WARNING, logger="promptdiffuser"):
+        log.log_metrics({"training/loss": 1.0}, step=1)
+        log.log_history([{"step": 1, "training/loss": 1.0}])
+    assert caplog.text.count("takes no metrics") == 1
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["http://127.0.0.1:9", "http://127.0.0.1:port", "file:///tmp/mlruns", "nonsense:store", "sqlite:////proc/no/m.db"],
+)
+def test_unusable_store_is_refused_at_once(uri: str) -> None:
+    """The error names the store and the variable that chooses another one."""
+    started = time.monotonic()
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI") as error:
+        prepare(uri, "tests")
+    assert uri in str(error.value)
+    assert time.monotonic() - started < 15
+
+
+def test_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
+    """A file of something else is left as it is; a missing one is not made by a reader."""
+    (tmp_path / "notes.db").write_text("shopping list, much longer than a header of a database would be\n" * 20)
+    with pytest.raises(UserError, match="not a database"):
+        prepare(f"sqlite:///{tmp_path}/notes.db", "tests")
+    with pytest.raises(UserError, match="no MLflow store"):
+        connect(f"sqlite:///{tmp_path}/missing.db")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.db"]
