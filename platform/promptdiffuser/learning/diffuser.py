@@ -137,9 +137,7 @@ class DiffuserLearning:
         held, device = plan.select(rows), self.episodes.states.device
         history = self.episodes.segments(held.episodes, held.starts, history_length)
         # The noise is drawn for the global batch, so that a row's noise does not depend on which worker holds it.
-        noise_NBX = self.diffuser.draw_noise(self.guidance.batch_size, *self.address, "dt-noise", step)[:, rows].to(
-            device
-        )
+        noise_NBX = self.diffuser.draw_noise(self.guidance.batch_size, *self.address, "dt-noise", step)
         with autocast(self.guidance.precision, device):
             prompts = self.diffuser.generate(
                 self.pool.prompts_at(held.prompt_episodes),

@@ -98,8 +98,9 @@ class Block(nn.Module):
         )
         mixed_BHLD = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         x_BLD = x_BLD + self.dropout(self.attention_out(mixed_BHLD.transpose(1, 2).flatten(2)))
-        mlp_BLD: Tensor = self.mlp_out(F.relu(self.mlp_in(self.mlp_norm(x_BLD))))
-        return x_BLD + self.dropout(mlp_BLD)
+        hidden_BLE = F.relu(self.mlp_in(self.mlp_norm(x_BLD)))
+        output_BLD: Tensor = x_BLD + self.dropout(self.mlp_out(hidden_BLE))
+        return output_BLD
 
 
 class PromptDT(nn.Module):
