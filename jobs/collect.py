@@ -11,7 +11,7 @@ from workspace import JobOptions, Stage, StageRun, Workspace, run_job
 from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.data.manifest import FileRecord, Manifest, TaskRecord, package_versions
 from promptdiffuser.data.store import file_record, open_dataset, part_path, read_part, write_part
-from promptdiffuser.distributed.cluster import connect, require_cpus
+from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.rollouts import RolloutPool
 from promptdiffuser.evaluation.blocks import CollectBlock
 from promptdiffuser.tasks import get_family
@@ -42,8 +42,7 @@ def stage(workspace: Workspace) -> Stage:
         missing = [block for block in blocks if not (folder / part_path(block.task, block.quality)).is_file()]
         run.expect(len(blocks), len(blocks) - len(missing))
         if missing:
-            connect(experiment.cluster.local_cpus)
-            require_cpus(experiment.cluster.rollout_actors, "collecting")
+            connect(experiment.cluster)
             pool = RolloutPool(family.name, experiment.cluster.rollout_actors)
             for block, part in pool.run(missing, {"expert": ExpertNetwork.load(expert)}):
                 write_part(folder, block.quality, part)

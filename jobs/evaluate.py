@@ -18,7 +18,7 @@ from workspace import JobOptions, Stage, StageRun, Workspace, run_job
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.data.windows import Segments
 from promptdiffuser.diffusion.prompt_space import PromptSpace
-from promptdiffuser.distributed.cluster import connect, require_cpus
+from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.rollouts import RolloutPool
 from promptdiffuser.evaluation.blocks import AdaptedPolicies, EvaluationBlock
 from promptdiffuser.evaluation.scores import summarise_method
@@ -36,6 +36,7 @@ def stage(workspace: Workspace) -> Stage:
     family = get_family(experiment.family)
     dataset = pretrain.checked_dataset(workspace)
     backbone_folder = pretrain.backbone_folder(workspace)
+    backbone, normaliser = load_backbone(backbone_folder, family, CPU)
     diffusing = bool(train_diffuser.diffuser_methods(workspace))
     few_shot = workspace.finished(train_diffuser.few_shot_stage(workspace, family.test_tasks)) if diffusing else None
     settings = {
@@ -48,9 +49,8 @@ def stage(workspace: Workspace) -> Stage:
     }
 
     def work(run: StageRun) -> None:
-        backbone, normaliser = load_backbone(backbone_folder, family, CPU)
         builder = PoolBuilder(
-            dataset, normaliser, experiment.backbone.prompt_length, experiment.diffuser.context_transitions
+            dataset, normaliser, backbone.config.prompt_length, experiment.diffuser.context_transitions
         )
         protocol = experiment.evaluation
         prompts: dict[str, dict[int, Segments]] = {}
@@ -92,8 +92,7 @@ def run_blocks(
     run.expect(len(blocks), len(blocks) - len(missing))
     if missing:
         cluster = workspace.experiment.cluster
-        connect(cluster.local_cpus)
-        require_cpus(cluster.rollout_actors, "evaluating")
+        connect(cluster)
         (run.folder / "blocks").mkdir(parents=True, exist_ok=True)
         pool = RolloutPool(workspace.experiment.family, cluster.rollout_actors)
         for block, result in pool.run(missing, policies):

@@ -11,7 +11,7 @@ from workspace import JobOptions, Stage, StageRun, Workspace, run_job
 
 from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.store import Dataset, open_dataset
-from promptdiffuser.distributed.cluster import CPUS_FOR_DATA, connect, require_cpus
+from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.training import TrainJob, train_on_cluster
 from promptdiffuser.errors import UserError
 from promptdiffuser.experiment import ClusterConfig
@@ -66,8 +66,7 @@ def train_with_ray(
     run: StageRun, training: Training, dataset: Dataset, tasks: tuple[int, ...], cluster: ClusterConfig
 ) -> None:
     """Train in the stage's folder on Ray Train workers, showing the progress."""
-    connect(cluster.local_cpus)
-    require_cpus(cluster.train_workers + CPUS_FOR_DATA, "training with Ray Data")
+    connect(cluster)
     run.run.log_dataset(
         dataset.manifest.family,
         dataset.manifest.digest,

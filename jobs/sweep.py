@@ -21,7 +21,7 @@ from recipes import SWEEPS, GuidanceSweep
 from rich.table import Table
 from workspace import JobOptions, Stage, StageRun, Workspace, run_job
 
-from promptdiffuser.distributed.cluster import connect, require_cpus
+from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.rollouts import RolloutPool
 from promptdiffuser.distributed.sweeps import Trial, run_trials
 from promptdiffuser.distributed.training import TrainJob
@@ -54,8 +54,7 @@ def stage(workspace: Workspace, sweep: GuidanceSweep) -> Stage:
     }
 
     def work(run: StageRun) -> None:
-        connect(experiment.cluster.local_cpus)
-        require_cpus(experiment.cluster.rollout_actors + sweep.concurrency, "the sweep (rollout actors and trials)")
+        connect(experiment.cluster, trials=sweep.concurrency)
         trials = []
         for point in points:
             training = dataclasses.replace(

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pretrain
+import torch
 from workspace import JobOptions, Stage, StageRun, Workspace, run_job
 
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.training import TrainJob, train_few_shot
 from promptdiffuser.learning.engine import OptimisationConfig
+from promptdiffuser.learning.model_folders import load_backbone
 from promptdiffuser.learning.trainings import DiffuserTraining
 from promptdiffuser.methods import get_method
 from promptdiffuser.methods.adaptation import Method
@@ -59,7 +61,7 @@ def few_shot_stage(workspace: Workspace, tasks: Sequence[int]) -> Stage:
     }
 
     def work(run: StageRun) -> None:
-        connect(experiment.cluster.local_cpus)
+        connect(experiment.cluster)
         jobs = [
             TrainJob(
                 training,
@@ -96,11 +98,13 @@ def few_shot_folder(stage_folder: Path, method: str, task: int) -> Path:
 def training_of(workspace: Workspace, method: Method, stage: str, optimisation: OptimisationConfig) -> DiffuserTraining:
     """Return a training of a method's diffuser with the experiment's settings."""
     experiment = workspace.experiment
+    folder = pretrain.backbone_folder(workspace).resolve()
+    backbone, _ = load_backbone(folder, get_family(experiment.family), torch.device("cpu"))
     return DiffuserTraining(
         family=experiment.family,
         seed=experiment.seed,
         stage=stage,
-        backbone_folder=pretrain.backbone_folder(workspace).resolve(),
+        backbone_folder=folder,
         denoiser=experiment.denoiser,
         diffusion=experiment.diffusion,
         guidance=experiment.guidance,
@@ -110,7 +114,7 @@ def training_of(workspace: Workspace, method: Method, stage: str, optimisation: 
         context_episodes=experiment.diffuser.context_episodes,
         context_transitions=experiment.diffuser.context_transitions,
         optimisation=optimisation,
-        prompt_length=experiment.backbone.prompt_length,
+        prompt_length=backbone.config.prompt_length,
         dataset_digest=pretrain.checked_dataset(workspace).manifest.digest,
     )
 

@@ -23,10 +23,11 @@ from pathlib import Path
 import pytest
 
 from cluster import submit
+from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 120
-JOB_TIMEOUT_S = 180
+JOB_TIMEOUT_S = 400
 
 ECHO = """
     import os, sys, time
@@ -205,7 +206,14 @@ def test_wrong_or_missing_token_is_one_clear_line(
     assert len(result.stderr.splitlines()) == 1
 
 
-# The lead's end-to-end test belongs here: `pipeline quickstart` of this repository, submitted with root=ROOT to `head`.
+@pytest.mark.ray
+def test_submitted_pipeline_ends_with_the_table_of_a_local_run(head: Head, tiny_run: Path, tmp_path: Path) -> None:
+    arguments = ["--address", head.address, "pipeline", "quickstart", *tiny.OPTIONS, "--outputs", str(tmp_path)]
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    result = run_submit(ROOT, arguments, RAY_AUTH_TOKEN=head.token, MLFLOW_TRACKING_URI=store)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "tasks never seen in training" in result.stdout
+    assert tiny.results(tmp_path) == tiny.results(tiny_run)
 
 
 def test_unreachable_cluster_is_one_line_in_time(repository: Path) -> None:

@@ -44,16 +44,22 @@ class ShardByEpisode(DataConfig):
     it can be exact and the same in every run.
     """
 
+    def __init__(self) -> None:
+        super().__init__(datasets_to_split=[EPISODES])
+
     def configure(
         self, datasets: dict[str, ray.data.Dataset], world_size: int, *args: Any, **kwargs: Any
     ) -> list[dict[str, ray.data.DataIterator]]:
-        for dataset in datasets.values():
+        """Return each worker's share of the datasets that are split (Ray Train passes no others)."""
+        iterators: list[dict[str, ray.data.DataIterator]] = [{} for _ in range(world_size)]
+        for name, dataset in datasets.items():
             dataset.context.execution_options.preserve_order = True
-        episodes = datasets[EPISODES].materialize()
-        count = episodes.count()
-        shards = episodes.split_at_indices([count * rank // world_size for rank in range(1, world_size)])
-        pool = datasets[POOL].materialize()
-        return [{EPISODES: shard.iterator(), POOL: pool.iterator()} for shard in shards]
+            rows = dataset.materialize()
+            count = rows.count()
+            cuts = [count * rank // world_size for rank in range(1, world_size)]
+            for rank, shard in enumerate(rows.split_at_indices(cuts) if cuts else [rows]):
+                iterators[rank][name] = shard.iterator()
+        return iterators
 
 
 def resident_shard(

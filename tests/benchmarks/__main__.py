@@ -1,0 +1,41 @@
+"""Run the benchmarks: `python -m tests.benchmarks [quickstart] [hot_loops]`, all of them without an argument."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.benchmarks import hot_loops, quickstart
+from tests.benchmarks.entry import Ratio, Value
+
+BENCHMARKS = {"quickstart": quickstart.run, "hot_loops": hot_loops.run}
+OUTPUT = Path("bench.json")
+
+
+def show(entries: list[Value | Ratio]) -> Table:
+    table = Table(title="benchmarks")
+    for column in ("name", "ratio or value", "ours", "other", "command"):
+        table.add_column(column)
+    for entry in entries:
+        if isinstance(entry, Ratio):
+            other = f"{entry.other:,.0f} {entry.unit} ({entry.other_is})"
+            table.add_row(entry.name, f"{entry.ratio:.2f} x", f"{entry.ours:,.0f} {entry.unit}", other, entry.command)
+        else:
+            table.add_row(entry.name, f"{entry.value:,.2f} {entry.unit}", "", "", entry.command)
+    return table
+
+
+def main(names: list[str]) -> None:
+    if unknown := set(names) - BENCHMARKS.keys():
+        raise SystemExit(f"unknown benchmark {unknown.pop()!r}; known: {', '.join(BENCHMARKS)}")
+    entries = [entry for name in names or BENCHMARKS for entry in BENCHMARKS[name]()]
+    Console(width=160).print(show(entries))
+    known = json.loads(OUTPUT.read_text()) if OUTPUT.is_file() else {}
+    OUTPUT.write_text(json.dumps(known | {entry.name: asdict(entry) for entry in entries}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,282 @@
+"""Window plans, gathered segments, prompt pools and the normaliser, against naive row-by-row implementations."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from promptdiffuser.data.episodes import Episodes
+from promptdiffuser.data.normaliser import STD_FLOOR, Normaliser
+from promptdiffuser.data.windows import (
+    EpisodeIndex,
+    PromptPool,
+    ResidentEpisodes,
+    Segments,
+    WindowPlan,
+    cut_pool_pieces,
+    draw_windows,
+)
+from promptdiffuser.errors import UserError
+from promptdiffuser.tasks import FAMILIES
+from tests.data.synthetic import draw_episodes
+
+FAMILY = dataclasses.replace(FAMILIES["cheetah-vel"], observation_dim=4, action_dim=2, horizon=30)
+CPU = torch.device("cpu")
+LENGTHS = [30, 7, 1, 30, 12, 20, 29, 6]
+EPISODES = draw_episodes(FAMILY, [0, 0, 0, 1, 1, 4, 4, 4], LENGTHS)
+NORMALISER = Normaliser.fit(EPISODES, FAMILY.return_scale)
+INDEX = EpisodeIndex(EPISODES.tasks, EPISODES.lengths)
+
+
+@st.composite
+def indices(draw: st.DrawFn) -> EpisodeIndex:
+    tasks = sorted(draw(st.lists(st.integers(0, 6), min_size=1, max_size=20)))
+    lengths = draw(st.lists(st.integers(1, 40), min_size=len(tasks), max_size=len(tasks)))
+    return EpisodeIndex(np.array(tasks, np.int64), np.array(lengths, np.int64))
+
+
+def resident(episodes: Episodes = EPISODES, numbers: np.ndarray | None = None) -> ResidentEpisodes:
+    numbers = np.arange(len(episodes)) if numbers is None else numbers
+    return ResidentEpisodes.build(episodes, numbers, NORMALISER, CPU, len(EPISODES))
+
+
+def fields_equal(left: object, right: object) -> bool:
+    pairs = [(getattr(left, f.name), getattr(right, f.name)) for f in dataclasses.fields(left)]
+    return all(
+        torch.equal(mine, other) if isinstance(mine, torch.Tensor) else np.array_equal(mine, other)
+        for mine, other in pairs
+    )
+
+
+def naive_window(episode: int, start: int, num_steps: int) -> dict[str, list]:
+    """One window as Python lists, step by step; padding on the right is zero."""
+    mean, std = NORMALISER.state_mean.tolist(), NORMALISER.state_std.tolist()
+    window: dict[str, list] = {f.name: [] for f in dataclasses.fields(Segments)}
+    rewards = [float(r) for r in EPISODES.rewards[episode]]
+    for step in range(start, start + num_steps):
+        valid = step < EPISODES.lengths[episode]
+        window["valid"].append(valid)
+        window["timesteps"].append(step if valid else 0)
+        if valid:
+            window["returns_to_go"].append(sum(rewards[step:]) / FAMILY.return_scale)
+            state = EPISODES.observations[episode, step]
+            window["states"].append([(float(x) - m) / s for x, m, s in zip(state, mean, std, strict=True)])
+            window["actions"].append(EPISODES.actions[episode, step].tolist())
+            window["rewards"].append((rewards[step] - float(NORMALISER.reward_mean)) / float(NORMALISER.reward_std))
+        else:
+            window["returns_to_go"].append(0.0)
+            window["states"].append([0.0] * FAMILY.observation_dim)
+            window["actions"].append([0.0] * FAMILY.action_dim)
+            window["rewards"].append(0.0)
+    return window
+
+
+@settings(max_examples=80, deadline=None)
+@given(index=indices(), batch=st.integers(1, 50), num_context=st.integers(0, 4), step=st.integers(0, 10**6))
+def test_plan_stays_within_the_index_and_the_task(index: EpisodeIndex, batch: int, num_context: int, step: int) -> None:
+    plan = draw_windows(index, batch, num_context, 0, "pretrain", step)
+    assert plan.episodes.shape == plan.starts.shape == plan.prompt_episodes.shape == (batch,)
+    assert plan.context_episodes.shape == (batch, num_context)
+    for episodes in (plan.episodes, plan.prompt_episodes, plan.context_episodes):
+        assert ((episodes >= 0) & (episodes < len(index.tasks))).all()
+    assert ((plan.starts >= 0) & (plan.starts < index.lengths[plan.episodes])).all()
+    tasks = index.tasks[plan.episodes]
+    assert np.array_equal(index.tasks[plan.prompt_episodes], tasks)
+    assert (index.tasks[plan.context_episodes] == tasks[:, None]).all()
+    assert fields_equal(plan, draw_windows(index, batch, num_context, 0, "pretrain", step))
+    expected_steps = sum(
+        min(7, int(index.lengths[e]) - int(s)) for e, s in zip(plan.episodes, plan.starts, strict=True)
+    )
+    assert plan.steps(index, 7) == expected_steps
+
+
+def test_plans_at_different_addresses_differ() -> None:
+    plans = [
+        draw_windows(INDEX, 32, 3, *address) for address in [(0, "dm", 5), (0, "dm", 6), (1, "dm", 5), (0, "dt", 5)]
+    ]
+    for number, plan in enumerate(plans):
+        assert not any(fields_equal(plan, other) for other in plans[:number])
+
+
+def test_tasks_are_uniform_even_if_one_has_many_more_episodes() -> None:
+    tasks = np.array([0] * 500 + [1] + [2] * 10, np.int64)
+    index = EpisodeIndex(tasks, np.full(len(tasks), 20, np.int64))
+    plan = draw_windows(index, 30_000, 0, "uniform")
+    shares = np.bincount(tasks[plan.episodes]) / 30_000
+    np.testing.assert_allclose(shares, 1 / 3, atol=0.015)  # five standard deviations
+
+
+def test_every_step_of_a_task_is_drawn_equally_often() -> None:
+    index = EpisodeIndex(np.array([3, 3], np.int64), np.array([12, 4], np.int64))
+    plan = draw_windows(index, 32_000, 1, "steps")
+    counts = np.bincount(plan.starts + 12 * plan.episodes, minlength=16)
+    np.testing.assert_allclose(counts, 2_000, atol=250)  # more than five standard deviations
+    prompts = np.bincount(plan.prompt_episodes) / 32_000
+    np.testing.assert_allclose(prompts, 0.5, atol=0.02)  # prompts do not depend on the episodes' lengths
+    context = np.bincount(plan.context_episodes.ravel()) / 32_000
+    np.testing.assert_allclose(context, 0.5, atol=0.02)
+
+
+def test_index_must_be_grouped_by_task() -> None:
+    with pytest.raises(ValueError, match="ascending"):
+        EpisodeIndex(np.array([1, 0]), np.array([5, 5]))
+
+
+@pytest.mark.parametrize("num_steps", [1, 5, 30])
+def test_segments_equal_a_naive_implementation(num_steps: int) -> None:
+    plan = draw_windows(INDEX, 64, 0, "segments", num_steps)
+    # Besides drawn rows: the first and the last step of every episode.
+    episodes = np.concatenate([plan.episodes, np.arange(len(EPISODES)), np.arange(len(EPISODES))])
+    starts = np.concatenate([plan.starts, np.zeros(len(EPISODES), np.int64), EPISODES.lengths - 1])
+    gathered = resident().segments(episodes, starts, num_steps)
+    for row, (episode, start) in enumerate(zip(episodes, starts, strict=True)):
+        naive = naive_window(int(episode), int(start), num_steps)
+        assert gathered.valid[row].tolist() == naive["valid"]
+        assert gathered.timesteps[row].tolist() == naive["timesteps"]
+        for name in ("returns_to_go", "states", "actions", "rewards"):
+            np.testing.assert_allclose(getattr(gathered, name)[row], naive[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    assert plan.steps(INDEX, num_steps) == int(gathered.valid[: len(plan.episodes)].sum())
+
+
+def test_shards_partition_a_plan_and_gather_the_same_windows() -> None:
+    plan = draw_windows(INDEX, 100, 0, "shards")
+    whole = resident().segments(plan.episodes, plan.starts, 8)
+    seen: list[int] = []
+    for number in range(3):
+        numbers = np.arange(len(EPISODES))[number::3][::-1].copy()  # in any order
+        shard = resident(EPISODES.select(numbers), numbers)
+        rows = shard.held(plan)
+        held = plan.select(rows)
+        assert set(held.episodes) <= set(numbers)
+        assert fields_equal(shard.segments(held.episodes, held.starts, 8), whole.select(torch.from_numpy(rows)))
+        seen += rows.tolist()
+    assert sorted(seen) == list(range(100))
+
+
+def test_shard_without_any_row_of_a_plan_gathers_nothing() -> None:
+    plan = WindowPlan(np.zeros(4, np.int64), np.zeros(4, np.int64), np.zeros(4, np.int64), np.zeros((4, 0), np.int64))
+    numbers = np.array([5, 6])
+    shard = resident(EPISODES.select(numbers), numbers)
+    rows = shard.held(plan)
+    assert len(rows) == 0
+    held = plan.select(rows)
+    assert shard.segments(held.episodes, held.starts, 8).states.shape == (0, 8, FAMILY.observation_dim)
+
+
+def test_prompt_is_the_last_five_steps_excluding_the_very_last() -> None:
+    family = FAMILIES["cheetah-vel"]
+    episodes = draw_episodes(family, [7, 7], [200, 150])
+    pieces = cut_pool_pieces(episodes, prompt_length=5, num_transitions=3)
+    assert pieces["prompt_timesteps"].tolist() == [[194, 195, 196, 197, 198], [144, 145, 146, 147, 148]]
+    assert np.array_equal(pieces["prompt_observations"][0], episodes.observations[0, 194:199])
+    assert np.array_equal(pieces["prompt_actions"][1], episodes.actions[1, 144:149])
+    assert np.array_equal(pieces["prompt_rewards"][0], episodes.rewards[0, 194:199])
+    to_go = [float(episodes.rewards[1, step:].sum(dtype=np.float64)) for step in range(144, 149)]
+    np.testing.assert_allclose(pieces["prompt_returns_to_go"][1], to_go, rtol=1e-5)
+
+
+def test_too_short_episode_is_refused_by_name() -> None:
+    fitting = draw_episodes(FAMILY, [3, 4], [30, 6])
+    assert cut_pool_pieces(fitting, 5, 2)["prompt_timesteps"].tolist()[1] == [0, 1, 2, 3, 4]
+    with pytest.raises(UserError, match="episode of task 4 has 5 steps, a prompt of 5 needs 6"):
+        cut_pool_pieces(draw_episodes(FAMILY, [3, 4], [30, 5]), 5, 2)
+
+
+def test_transitions_are_steps_of_the_episode_whatever_else_is_in_the_pool() -> None:
+    episodes = EPISODES.select(EPISODES.lengths > 5)
+    whole = cut_pool_pieces(episodes, 5, 50)
+    alone = [cut_pool_pieces(episodes.select(np.array([row])), 5, 50) for row in range(len(episodes))]
+    for name, values in whole.items():
+        assert np.array_equal(values, np.concatenate([pieces[name] for pieces in alone])), name
+    for row, length in enumerate(episodes.lengths):
+        places = {
+            (*o.tolist(), *a.tolist(), float(r)): step
+            for step, (o, a, r) in enumerate(
+                zip(episodes.observations[row], episodes.actions[row], episodes.rewards[row], strict=True)
+            )
+            if step < length
+        }
+        drawn = [
+            places[(*o.tolist(), *a.tolist(), float(r))]  # fails unless all three are of one valid step
+            for o, a, r in zip(
+                whole["transition_observations"][row],
+                whole["transition_actions"][row],
+                whole["transition_rewards"][row],
+                strict=True,
+            )
+        ]
+        assert len(set(drawn)) > min(length, 50) / 3
+
+
+def test_pool_holds_normalised_prompts_and_transitions() -> None:
+    episodes = EPISODES.select(EPISODES.lengths > 5)
+    pieces = cut_pool_pieces(episodes, 5, 6)
+    pool = PromptPool.build(pieces, NORMALISER, CPU)
+    numbers = np.flatnonzero(EPISODES.lengths > 5)
+    starts = EPISODES.lengths[numbers] - 6
+    expected = resident().segments(numbers, starts, 5)
+    for field in dataclasses.fields(Segments):
+        np.testing.assert_allclose(
+            getattr(pool.prompts, field.name), getattr(expected, field.name), atol=1e-6, err_msg=field.name
+        )
+    assert np.array_equal(pool.index.tasks, episodes.tasks)
+    assert np.array_equal(pool.index.lengths, episodes.lengths)
+    states = (pieces["transition_observations"] - NORMALISER.state_mean.numpy()) / NORMALISER.state_std.numpy()
+    rewards = (pieces["transition_rewards"] - float(NORMALISER.reward_mean)) / float(NORMALISER.reward_std)
+    transitions = np.concatenate([states, pieces["transition_actions"], rewards[..., None]], axis=-1)
+    np.testing.assert_allclose(pool.transitions, transitions, rtol=1e-4, atol=1e-5)
+
+    contexts = pool.contexts_at(np.array([[0, 2], [1, 1]]))
+    assert torch.equal(contexts[0], torch.cat([pool.transitions[0], pool.transitions[2]]))
+    assert torch.equal(contexts[1], torch.cat([pool.transitions[1], pool.transitions[1]]))
+    assert fields_equal(pool.prompts_at(np.array([3, 1])), pool.prompts.select(torch.tensor([3, 1])))
+
+
+def test_normaliser_equals_numpy_in_float64_over_the_valid_steps() -> None:
+    valid = np.arange(FAMILY.horizon) < EPISODES.lengths[:, None]
+    dirty = dataclasses.replace(
+        EPISODES,
+        observations=np.where(valid[..., None], EPISODES.observations + 1_000, 1e9).astype(np.float32),
+        rewards=np.where(valid, EPISODES.rewards, -1e9).astype(np.float32),
+    )
+    fitted = Normaliser.fit(dirty, 250.0)
+    states = np.concatenate([dirty.observations[n, :length] for n, length in enumerate(LENGTHS)]).astype(np.float64)
+    rewards = np.concatenate([dirty.rewards[n, :length] for n, length in enumerate(LENGTHS)]).astype(np.float64)
+    mean, std = states.mean(axis=0), states.std(axis=0) + STD_FLOOR
+    reward_mean, reward_std = rewards.mean(), rewards.std() + STD_FLOOR
+    expected = {
+        "state_mean": mean,
+        "state_std": std,
+        "state_low": ((states - mean) / std).min(axis=0),
+        "state_high": ((states - mean) / std).max(axis=0),
+        "reward_mean": reward_mean,
+        "reward_std": reward_std,
+        "reward_low": ((rewards - reward_mean) / reward_std).min(),
+        "reward_high": ((rewards - reward_mean) / reward_std).max(),
+        "return_scale": 250.0,
+    }
+    found = fitted.tensors()
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].dtype == torch.float32
+        np.testing.assert_allclose(found[name], value, rtol=1e-6, err_msg=name)
+
+
+def test_normalised_training_data_is_standard_and_within_the_bounds() -> None:
+    valid = torch.arange(FAMILY.horizon) < torch.from_numpy(EPISODES.lengths)[:, None]
+    states = NORMALISER.states(torch.from_numpy(EPISODES.observations))[valid]
+    np.testing.assert_allclose(states.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(states.std(0, correction=0), 1, atol=1e-4)
+    assert (states >= NORMALISER.state_low - 1e-5).all()
+    assert (states <= NORMALISER.state_high + 1e-5).all()
+    restored = Normaliser(**NORMALISER.tensors())
+    assert torch.equal(restored.states(states), NORMALISER.states(states))
+
+
+def test_constant_feature_does_not_divide_by_zero() -> None:
+    constant = dataclasses.replace(EPISODES, observations=np.ones_like(EPISODES.observations))
+    fitted = Normaliser.fit(constant, 1.0)
+    assert torch.isfinite(fitted.states(torch.ones(3, FAMILY.observation_dim))).all()

@@ -1,0 +1,125 @@
+"""The stepping engine: an episode is the same alone, in company, on a used simulator and in a plain loop."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.spaces import Box
+
+from promptdiffuser.data.episodes import Episodes
+from promptdiffuser.evaluation.stepping import EpisodeRequest, EpisodeStepper
+from promptdiffuser.tasks import FAMILIES
+from promptdiffuser.tasks.family import TaskFamily
+from tests.evaluation.synthetic_policies import FeedbackPolicy
+
+FAMILY = FAMILIES["cheetah-vel"]
+REQUESTS = [EpisodeRequest(7, 11), EpisodeRequest(0, 12), EpisodeRequest(7, 13), EpisodeRequest(39, 11)]
+
+
+def assert_equal(left: Episodes, right: Episodes) -> None:
+    for field in dataclasses.fields(Episodes):
+        assert np.array_equal(getattr(left, field.name), getattr(right, field.name)), field.name
+
+
+def run(requests: list[EpisodeRequest], stepper: EpisodeStepper | None = None) -> Episodes:
+    stepper = stepper or EpisodeStepper(FAMILY)
+    return stepper.run(requests, FeedbackPolicy(stepper.family))
+
+
+@pytest.mark.parametrize("row", range(len(REQUESTS)))
+def test_episode_does_not_depend_on_its_neighbours(row: int) -> None:
+    assert_equal(run([REQUESTS[row]]), run(REQUESTS).select(slice(row, row + 1)))
+
+
+def test_episode_does_not_depend_on_the_order_of_its_batch() -> None:
+    assert_equal(run(REQUESTS[::-1]).select(slice(None, None, -1)), run(REQUESTS))
+
+
+def test_used_simulators_give_the_same_episodes() -> None:
+    stepper = EpisodeStepper(FAMILY)
+    first = run(REQUESTS, stepper)
+    run([EpisodeRequest(7, 99), EpisodeRequest(0, 98)], stepper)
+    assert_equal(run(REQUESTS, stepper), first)
+
+
+def test_episodes_equal_a_plain_gymnasium_loop() -> None:
+    episodes = run(REQUESTS)
+    for row, request in enumerate(REQUESTS):
+        env = gymnasium.make(FAMILY.gymnasium_id, task=request.task)
+        policy = FeedbackPolicy(FAMILY)
+        policy.begin([request.task])
+        observation, _ = env.reset(seed=request.seed)
+        rewards, truncated = [], False
+        while not truncated:
+            t = len(rewards)
+            assert np.array_equal(episodes.observations[row, t], observation)
+            action = np.clip(policy.act(observation[None])[0], -1, 1)
+            assert np.array_equal(episodes.actions[row, t], action)
+            observation, reward, _, truncated, _ = env.step(action)
+            rewards.append(np.float32(reward))
+            policy.observe(np.array([np.float32(reward)]))
+        assert np.array_equal(episodes.rewards[row], rewards)
+        assert episodes.lengths[row] == len(rewards) == FAMILY.horizon
+        assert (episodes.tasks[row], episodes.seeds[row]) == (request.task, request.seed)
+
+
+def test_stored_actions_are_those_that_the_environment_received() -> None:
+    actions = run(REQUESTS).actions
+    assert np.abs(actions).max() == 1  # the policy asked for more
+    assert (np.abs(actions) < 1).any()
+
+
+class Countdown(gymnasium.Env[Any, Any]):
+    """Terminates after `task` + 1 steps, with a reward of 1 each; stepping on after the end is an error."""
+
+    def __init__(self, task: int) -> None:
+        self.observation_space = Box(-np.inf, np.inf, (1,), np.float32)
+        self.action_space = Box(-1, 1, (1,), np.float32)
+        self.task, self.left = task, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.left = self.task + 1
+        return np.array([self.left], np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        assert self.left > 0, "stepped after its end"
+        self.left -= 1
+        return np.array([self.left], np.float32), 1.0, self.left == 0, False, {}
+
+
+@pytest.fixture
+def countdown() -> Iterator[TaskFamily]:
+    gymnasium.register("PromptDiffuserTests/Countdown-v0", entry_point=Countdown)
+    yield dataclasses.replace(
+        FAMILY,
+        name="countdown",
+        gymnasium_id="PromptDiffuserTests/Countdown-v0",
+        observation_dim=1,
+        action_dim=1,
+        horizon=6,
+    )
+    del gymnasium.registry["PromptDiffuserTests/Countdown-v0"]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:gymnasium")
+def test_episodes_that_end_early_are_padded_with_zeros(countdown: TaskFamily) -> None:
+    stepper = EpisodeStepper(countdown)
+    for _ in range(2):  # the second time on used simulators
+        episodes = run([EpisodeRequest(task, 0) for task in (0, 3, 9)], stepper)
+        assert episodes.lengths.tolist() == [1, 4, 6]  # the last is cut by the horizon
+        assert episodes.returns.tolist() == [1, 4, 6]
+        assert episodes.observations[..., 0].tolist() == [[1, 0, 0, 0, 0, 0], [4, 3, 2, 1, 0, 0], [10, 9, 8, 7, 6, 5]]
+        for row, length in enumerate(episodes.lengths):
+            assert (episodes.rewards[row, length:] == 0).all()
+            assert (episodes.actions[row, length:] == 0).all()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:gymnasium")
+def test_stepping_stops_when_every_episode_has_ended(countdown: TaskFamily) -> None:
+    policy = FeedbackPolicy(countdown)
+    EpisodeStepper(countdown).run([EpisodeRequest(0, 0), EpisodeRequest(2, 0)], policy)
+    assert policy.observed == 3

@@ -1,0 +1,176 @@
+"""Jobs refuse bad input before they start anything: exit status 2 and a message that names the thing.
+
+These run the real scripts as a user does. Two run at a time, because most of their time is the import of libraries.
+"""
+
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from promptdiffuser.data.store import part_path
+from promptdiffuser.learning.checkpoint import save_checkpoint
+from promptdiffuser.tasks import FAMILIES
+from promptdiffuser.tracking.store import prepare
+from tests.data.synthetic import write_dataset
+
+FAMILY = FAMILIES["cheetah-vel"]
+LIMIT_S = 60.0
+"""Nothing here needs that long; on an idle machine most refusals take five seconds, nearly all of it imports."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command line; `{inputs}` stands for the folder of prepared datasets and checkpoints."""
+
+    script: str
+    arguments: str
+    names: tuple[str, ...]
+    """What the message must hold."""
+    tracking: str | None = None
+    """MLFLOW_TRACKING_URI; the folder's own store without it."""
+
+
+CASES = {
+    "unknown recipe": Case("collect", "nope", ("nope", "quickstart", "cheetah-vel")),
+    "unknown field": Case("pretrain", "quickstart --backbone.layerz 3", ("--backbone.layerz", "--backbone.layers")),
+    "heads that do not divide the width": Case(
+        "pretrain", "quickstart --backbone.heads 3 --backbone.width 128", ("backbone.heads", "backbone.width", "128")
+    ),
+    "no diffusion steps": Case("train_diffuser", "quickstart --diffusion.steps 0", ("diffusion.steps", "got 0")),
+    "unknown projection": Case(
+        "pipeline", "quickstart --guidance.projection nope", ("guidance.projection", "nope", "complement")
+    ),
+    "folder that is no dataset": Case(
+        "pretrain", "quickstart --dataset {inputs}/empty", ("{inputs}/empty", "manifest.json")
+    ),
+    "changed dataset": Case(
+        "pretrain", "quickstart --dataset {inputs}/changed", ("{inputs}/changed", part_path(7, "expert"), "digest")
+    ),
+    "backbone of another family": Case(
+        "train_diffuser",
+        "quickstart --dataset {inputs}/dataset --backbone-checkpoint {inputs}/other-family",
+        ("{inputs}/other-family", "ant-dir", "cheetah-vel"),
+    ),
+    "folder that is no backbone": Case(
+        "train_diffuser",
+        "quickstart --dataset {inputs}/dataset --backbone-checkpoint {inputs}/empty",
+        ("{inputs}/empty", "manifest.json"),
+    ),
+    "dead MLflow server": Case("pretrain", "quickstart", ("http://127.0.0.1:9",), tracking="http://127.0.0.1:9"),
+    "too few CPUs": Case(
+        "collect",
+        "quickstart --cluster.local-cpus 1 --cluster.rollout-actors 3",
+        ("needs 3 CPUs", "has 1", "--cluster.rollout-actors"),
+    ),
+}
+STARTS_RAY = "too few CPUs"
+"""How many CPUs a cluster has is only known once it runs; the stage's folder is made by then."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job."""
+
+    folder: Path
+    status: int | None
+    """None if it had to be stopped."""
+    stderr: str
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    (folder / "empty").mkdir()
+    write_dataset(folder / "dataset", FAMILY, FAMILY.tasks, episodes=1)
+    shutil.copytree(folder / "dataset", folder / "changed")
+    part = folder / "changed" / part_path(7, "expert")
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    save_checkpoint(
+        folder / "other-family",
+        {"weights": {"weight": torch.zeros(1)}},
+        {"model": {"kind": "backbone", "family": "ant-dir", "config": {}}},
+    )
+    # Making a store takes seconds, so it is made once and copied.
+    prepare(f"sqlite:///{folder}/mlflow.db", "quickstart")
+    return folder
+
+
+def run_job(case: Case, folder: Path, inputs: Path) -> Outcome:
+    shutil.copy(inputs / "mlflow.db", folder)
+    environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
+    root = Path(__file__).resolve().parents[2]
+    environment |= {"PYTHONPATH": str(root / "platform"), "COLUMNS": "300", "OMP_NUM_THREADS": "1"}
+    if case.tracking is not None:
+        environment["MLFLOW_TRACKING_URI"] = case.tracking
+    process = subprocess.Popen(
+        [sys.executable, root / "jobs" / f"{case.script}.py", *case.arguments.format(inputs=inputs).split()],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        stderr = process.communicate(timeout=LIMIT_S)[1]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return Outcome(folder, None, process.communicate()[1])
+    return Outcome(folder, process.returncode, stderr)
+
+
+@pytest.fixture(scope="module")
+def outcomes(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Outcome]]]:
+    with ThreadPoolExecutor(2) as executor:
+        yield {
+            name: executor.submit(run_job, case, tmp_path_factory.mktemp("job"), inputs) for name, case in CASES.items()
+        }
+
+
+def stage_folders(outcome: Outcome) -> list[str]:
+    return sorted(path.name for path in outcome.folder.glob("outputs/*/*") if path.is_dir())
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_is_refused_by_name(name: str, outcomes: dict[str, Future[Outcome]], inputs: Path) -> None:
+    outcome = outcomes[name].result()
+    assert outcome.status is not None, f"still at work after {LIMIT_S:.0f} s:\n{outcome.stderr[-3000:]}"
+    assert "Traceback" not in outcome.stderr
+    assert outcome.status == 2, outcome.stderr
+    for word in CASES[name].names:
+        assert word.format(inputs=inputs) in outcome.stderr, outcome.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("name", [name for name in CASES if name != STARTS_RAY])
+def test_refused_job_has_started_no_stage(name: str, outcomes: dict[str, Future[Outcome]]) -> None:
+    assert stage_folders(outcomes[name].result()) == []
+
+
+@pytest.mark.ray
+def test_job_without_enough_cpus_has_collected_nothing(outcomes: dict[str, Future[Outcome]]) -> None:
+    assert not list(outcomes[STARTS_RAY].result().folder.rglob("*.parquet"))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("name", CASES)
+def test_refused_job_leaves_no_run_that_seems_to_work(name: str, outcomes: dict[str, Future[Outcome]]) -> None:
+    outcome = outcomes[name].result()
+    if outcome.status is None:
+        pytest.fail("the job had to be stopped")
+    with sqlite3.connect(outcome.folder / "mlflow.db") as store:
+        runs = store.execute("select name, status from runs").fetchall()
+    assert [run for run in runs if run[1] == "RUNNING"] == []

@@ -1,0 +1,65 @@
+"""The pipeline as a user runs it: real MuJoCo, real Ray, real MLflow, small numbers."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests import tiny
+
+pytestmark = pytest.mark.ray
+STAGES = {"collect", "pretrain", "diffuser-prompt-diffuser-context", "few-shot", "evaluate"}
+
+
+def test_every_stage_leaves_its_results(tiny_run: Path) -> None:
+    results = tiny.results(tiny_run)
+    assert list(results) == tiny.METHODS
+    for result in results.values():
+        assert len(result["per_task"]) == 5
+        assert result["ci_low"] <= result["mean"] <= result["ci_high"]
+    assert results["prompt-dt"]["tunable_parameters"] == 0 < results["prompt-diffuser-context"]["tunable_parameters"]
+    report = (tiny_run / "quickstart" / "report.html").read_text()
+    assert f"{results['prompt-dt']['mean']:.2f}" in report
+
+
+def test_mlflow_has_one_parent_and_a_child_a_stage(tiny_run: Path) -> None:
+    client = MlflowClient(f"sqlite:///{tiny_run}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("quickstart").experiment_id])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    (parent,) = [run for run in runs if run.data.tags["promptdiffuser.stage"] == "experiment"]
+    children = {r.info.run_name: r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
+    assert children.keys() == STAGES
+    assert children["pretrain"].inputs.dataset_inputs[0].dataset.digest
+    steps = [p.step for p in client.get_metric_history(children["pretrain"].info.run_id, "training/loss")]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 60
+    few_shot = [run for run in runs if run.data.tags["promptdiffuser.stage"] == "few-shot-task"]
+    assert {run.data.tags["promptdiffuser.task"] for run in few_shot} == {"2", "7", "15", "23", "26"}
+
+
+def test_a_second_run_recognises_every_stage(tiny_run: Path) -> None:
+    before = tiny.results(tiny_run)
+    started = time.perf_counter()
+    output = tiny.run_pipeline(tiny_run)
+    assert output.count("done before") == len(STAGES)
+    # A minute is the promise; without a stage to run, nothing but imports and the report is left.
+    assert time.perf_counter() - started < 60
+    assert tiny.results(tiny_run) == before
+
+
+def test_ctrl_c_in_pre_training_loses_nothing(tiny_run: Path, tmp_path: Path) -> None:
+    process = tiny.start_pipeline(tmp_path)
+    deadline = time.monotonic() + 200
+    while not list(tmp_path.glob("quickstart/pretrain-*/checkpoints/step-*")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 130, output
+    assert not (tmp_path / "quickstart" / "summary.json").exists()
+    assert "done before" in tiny.run_pipeline(tmp_path)
+    assert tiny.results(tmp_path) == tiny.results(tiny_run)

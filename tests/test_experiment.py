@@ -1,0 +1,198 @@
+"""The experiment object: it survives JSON, and refuses what cannot work by naming the field."""
+
+import json
+from typing import Any
+
+import pytest
+
+from promptdiffuser.errors import UserError
+from promptdiffuser.experiment import Experiment
+
+
+def document_with(**changes: Any) -> dict[str, Any]:
+    """Return a valid experiment as a document, with `a__b=value` set at a.b."""
+    document: dict[str, Any] = json.loads(Experiment(name="some").to_json())
+    for path, value in changes.items():
+        *parents, name = path.split("__")
+        inner = document
+        for parent in parents:
+            inner = inner[parent]
+        assert name in inner, f"there is no {path} to change"
+        inner[name] = value
+    return document
+
+
+def read(document: Any) -> Experiment:
+    return Experiment.from_json(json.dumps(document))
+
+
+def test_every_recipe_survives_json(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(pytestconfig.rootpath / "jobs")
+    from recipes import RECIPES, SWEEPS
+
+    experiments = {name: recipe() for name, recipe in RECIPES.items()}
+    assert {"quickstart", "cheetah-vel"} <= experiments.keys()
+    assert {name: experiment.name for name, experiment in experiments.items()} == {name: name for name in experiments}
+    for experiment in [*experiments.values(), *(sweep().experiment for sweep in SWEEPS.values())]:
+        restored = Experiment.from_json(experiment.to_json())
+        assert restored == experiment
+        assert restored.to_json() == experiment.to_json()
+        assert isinstance(restored.methods, tuple)
+
+
+def test_changed_values_survive_json() -> None:
+    document = document_with(seed=7, methods=["prompt-dt"], backbone__layers=2, diffuser__few_shot__steps=3)
+    experiment = read(document)
+    assert (experiment.seed, experiment.methods) == (7, ("prompt-dt",))
+    assert (experiment.backbone.layers, experiment.diffuser.few_shot.steps) == (2, 3)
+    assert json.loads(experiment.to_json()) == document
+
+
+@pytest.mark.parametrize(
+    ("parents", "path"),
+    [
+        ([], "experiment"),
+        (["backbone"], "experiment.backbone"),
+        (["pretraining", "loss"], "experiment.pretraining.loss"),
+        (["diffuser", "multi_task"], "experiment.diffuser.multi_task"),
+        (["cluster"], "experiment.cluster"),
+    ],
+)
+def test_unknown_field_is_named_with_its_path(parents: list[str], path: str) -> None:
+    document = inner = document_with()
+    for parent in parents:
+        inner = inner[parent]
+    inner["layerz"] = 3
+    with pytest.raises(UserError, match=rf"^{path} has no field 'layerz'; its fields are ") as refusal:
+        read(document)
+    assert all(name in str(refusal.value) for name in inner if name != "layerz")
+
+
+@pytest.mark.parametrize("name", ["name", "seed", "backbone"])
+def test_missing_field_is_named(name: str) -> None:
+    document = document_with()
+    del document[name]
+    with pytest.raises(UserError, match=name):
+        read(document)
+
+
+IMPOSSIBLE = {
+    "name": ["", "../elsewhere", "with space", ".hidden"],
+    "family": ["cheetah-fly"],
+    "methods": [[], ["prompt-guesser"], ["prompt-dt", "prompt-guesser"]],
+    "collection__episodes_per_task": [0, -1],
+    "collection__reference_episodes": [0],
+    "backbone__width": [0, -128],
+    "backbone__layers": [0],
+    "backbone__heads": [0, 3],
+    "backbone__history": [0, 201],
+    "backbone__prompt_length": [0, 200],
+    "backbone__dropout": [-0.1, 1.0, float("nan")],
+    "pretraining__loss__batch_size": [0],
+    "pretraining__loss__precision": ["fp8"],
+    "pretraining__optimisation__steps": [0],
+    "pretraining__optimisation__learning_rate": [0.0, -1e-3, float("nan"), float("inf")],
+    "pretraining__optimisation__schedule": ["zigzag"],
+    "pretraining__optimisation__warmup_steps": [-1],
+    "pretraining__optimisation__weight_decay": [-0.1],
+    "pretraining__optimisation__clip_norm": [-1.0],
+    "pretraining__optimisation__average_decay": [-0.1, 1.0],
+    "pretraining__optimisation__checkpoint_every": [0],
+    "diffusion__schedule": ["zigzag"],
+    "diffusion__steps": [0, -5],
+    "denoiser__hidden": [0],
+    "denoiser__depth": [0],
+    "denoiser__time_features": [0, 15],
+    "denoiser__context_features": [0],
+    "denoiser__context_hidden": [0],
+    "guidance__weight": [-1.0, float("nan")],
+    "guidance__projection": ["nope"],
+    "guidance__batch_size": [0],
+    "guidance__precision": ["fp8"],
+    "diffuser__batch_size": [0],
+    "diffuser__guidance_start": [-1],
+    "diffuser__context_episodes": [0],
+    "diffuser__context_transitions": [0],
+    "diffuser__multi_task__steps": [0],
+    "diffuser__few_shot__learning_rate": [0.0],
+    "evaluation__prompts": [0],
+    "evaluation__episodes_per_prompt": [0],
+    "evaluation__few_shot_episodes": [0],
+    "cluster__train_workers": [0],
+    "cluster__rollout_actors": [0],
+    "cluster__local_cpus": [0],
+}
+WRONG_TYPES = {
+    "name": 3,
+    "seed": "zero",
+    "methods": "prompt-dt",
+    "backbone": 3,
+    "backbone__layers": 2.5,
+    "evaluation__prompts": "ten",
+    "pretraining__optimisation__steps": None,
+    "guidance__match_norms": "no",
+}
+
+
+def assert_refused(path: str, value: Any) -> None:
+    with pytest.raises(UserError) as refusal:
+        read(document_with(**{path: value}))
+    *parents, name = path.split("__")
+    message = str(refusal.value)
+    assert ("unknown method" if value and name == "methods" else name) in message, message
+    for parent in parents:
+        assert parent in message, message
+
+
+@pytest.mark.parametrize(("path", "value"), [(path, value) for path, values in IMPOSSIBLE.items() for value in values])
+def test_impossible_value_is_refused_by_name(path: str, value: Any) -> None:
+    assert_refused(path, value)
+
+
+@pytest.mark.parametrize("path", WRONG_TYPES)
+def test_value_of_another_type_is_refused_by_name(path: str) -> None:
+    assert_refused(path, WRONG_TYPES[path])
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"backbone__width": 100, "backbone__heads": 8}, ["backbone.heads", "backbone.width", "100"]),
+        ({"backbone__history": 300}, ["backbone.history", "300", "200"]),
+        ({"backbone__prompt_length": 250}, ["backbone.prompt_length", "250", "200"]),
+        (
+            {"collection__episodes_per_task": 3, "evaluation__few_shot_episodes": 4},
+            ["evaluation.few_shot_episodes", "collection.episodes_per_task"],
+        ),
+        (
+            {"diffuser__guidance_start": 11, "diffuser__multi_task__steps": 10},
+            ["diffuser.guidance_start", "diffuser.multi_task.steps", "11", "10"],
+        ),
+        ({"diffusion__schedule": "linear", "diffusion__steps": 1}, ["diffusion.schedule", "diffusion.steps"]),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused_by_both_names(changes: dict, names: list[str]) -> None:
+    with pytest.raises(UserError) as refusal:
+        read(document_with(**changes))
+    assert all(name in str(refusal.value) for name in names), str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"backbone__history": 200, "backbone__prompt_length": 199},
+        {"collection__episodes_per_task": 5, "evaluation__few_shot_episodes": 5},
+        {"diffuser__guidance_start": 10, "diffuser__multi_task__steps": 10},
+        {"guidance__weight": 0.0},
+        {"pretraining__optimisation__clip_norm": 0.0, "pretraining__optimisation__average_decay": 0.0},
+        {"diffusion__steps": 1},
+    ],
+)
+def test_values_at_their_limits_are_accepted(changes: dict) -> None:
+    read(document_with(**changes))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", '"quickstart"'])
+def test_text_that_is_no_experiment_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="experiment"):
+        Experiment.from_json(text)

@@ -1,0 +1,56 @@
+"""The quickstart made small: every stage for real, on a network that learns nothing in seconds."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+METHODS = ["prompt-dt", "prompt-diffuser-context"]
+OPTIONS = [
+    *["--methods", *METHODS],
+    *["--collection.episodes-per-task", "5", "--collection.reference-episodes", "1"],
+    *["--backbone.width", "16", "--backbone.layers", "1", "--pretraining.loss.batch-size", "16"],
+    *["--pretraining.optimisation.steps", "60", "--pretraining.optimisation.checkpoint-every", "10"],
+    *["--diffuser.multi-task.steps", "20", "--diffuser.multi-task.checkpoint-every", "5"],
+    *["--diffuser.guidance-start", "10", "--diffuser.few-shot.steps", "3", "--guidance.batch-size", "8"],
+    *["--evaluation.prompts", "2", "--evaluation.episodes-per-prompt", "1"],
+]
+
+
+def environment(store: Path) -> dict[str, str]:
+    """Return the environment of a user whose MLflow store is `store`."""
+    others = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
+    return others | {"MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db"}
+
+
+def start_pipeline(folder: Path) -> subprocess.Popen[str]:
+    """Start the tiny quickstart in a process group of its own, as a terminal does."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "jobs" / "pipeline.py"), "quickstart", *OPTIONS, "--outputs", str(folder)],
+        cwd=folder,
+        env=environment(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run_pipeline(folder: Path) -> str:
+    """Run the tiny quickstart to its end and return what it printed."""
+    process = start_pipeline(folder)
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    return output
+
+
+def results(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what summary.json says of each method, without the seconds, which differ from run to run."""
+    summary = json.loads((folder / "quickstart" / "summary.json").read_text())
+    return {
+        method: {key: value for key, value in result.items() if not key.startswith("seconds")}
+        for method, result in summary["methods"].items()
+    }
