@@ -97,8 +97,8 @@ def _write_manifest(folder: Path, family: TaskFamily, blocks: list[CollectBlock]
 
 def main(options: JobOptions) -> None:
     """Run the stage."""
-    workspace = Workspace(options)
-    print(workspace.run(stage(workspace)) / DATASET)
+    with Workspace(options) as workspace:
+        print(workspace.run(stage(workspace)) / DATASET)
 
 
 if __name__ == "__main__":

@@ -168,8 +168,8 @@ def _split_by_task(prompts: Segments, tasks: Any) -> dict[int, Segments]:
 
 def main(options: JobOptions) -> None:
     """Run the stage."""
-    workspace = Workspace(options)
-    print(workspace.run(stage(workspace)) / "summary.json")
+    with Workspace(options) as workspace:
+        print(workspace.run(stage(workspace)) / "summary.json")
 
 
 if __name__ == "__main__":

@@ -27,19 +27,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def run_experiment(options: JobOptions) -> None:
     """Run every stage, then write the summary and the report and print the table."""
-    workspace = Workspace(options)
-    if options.dataset is None:
-        workspace.run(collect.stage(workspace))
-    if options.backbone_checkpoint is None:
-        workspace.run(pretrain.stage(workspace))
-    methods = train_diffuser.diffuser_methods(workspace)
-    for method in methods:
-        workspace.run(train_diffuser.multi_task_stage(workspace, method))
-    if methods:
-        tasks = get_family(workspace.experiment.family).test_tasks
-        workspace.run(train_diffuser.few_shot_stage(workspace, tasks))
-    results = workspace.run(evaluate.stage(workspace))
-    workspace.run_log.finish()
+    with Workspace(options) as workspace:
+        if options.dataset is None:
+            workspace.run(collect.stage(workspace))
+        if options.backbone_checkpoint is None:
+            workspace.run(pretrain.stage(workspace))
+        methods = train_diffuser.diffuser_methods(workspace)
+        for method in methods:
+            workspace.run(train_diffuser.multi_task_stage(workspace, method))
+        if methods:
+            tasks = get_family(workspace.experiment.family).test_tasks
+            workspace.run(train_diffuser.few_shot_stage(workspace, tasks))
+        results = workspace.run(evaluate.stage(workspace))
     shutil.copyfile(results / "summary.json", workspace.folder / "summary.json")
     report = _write_report(workspace)
     summary = json.loads((workspace.folder / "summary.json").read_text())

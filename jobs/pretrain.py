@@ -80,8 +80,8 @@ def train_with_ray(
 
 def main(options: JobOptions) -> None:
     """Run the stage."""
-    workspace = Workspace(options)
-    print(workspace.run(stage(workspace)) / "model")
+    with Workspace(options) as workspace:
+        print(workspace.run(stage(workspace)) / "model")
 
 
 if __name__ == "__main__":

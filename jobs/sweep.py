@@ -99,11 +99,10 @@ def _table(results: list[dict[str, Any]], num_tasks: int) -> Table:
 def main(options: SweepOptions) -> None:
     """Make the backbone if needed, run the sweep and print its table."""
     sweep = options.sweep
-    workspace = Workspace(JobOptions(sweep.experiment, options.outputs), title=sweep.name, kind="sweep")
-    workspace.run(collect.stage(workspace))
-    workspace.run(pretrain.stage(workspace))
-    folder = workspace.run(stage(workspace, sweep))
-    workspace.run_log.finish()
+    with Workspace(JobOptions(sweep.experiment, options.outputs), title=sweep.name, kind="sweep") as workspace:
+        workspace.run(collect.stage(workspace))
+        workspace.run(pretrain.stage(workspace))
+        folder = workspace.run(stage(workspace, sweep))
     results = json.loads((folder / "results.json").read_text())
     workspace.console.print(_table(results, len(get_family(sweep.experiment.family).validation_tasks)))
     workspace.console.print(f"results  {folder / 'results.json'}", soft_wrap=True)

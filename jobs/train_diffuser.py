@@ -51,7 +51,7 @@ def few_shot_stage(workspace: Workspace, tasks: Sequence[int]) -> Stage:
     dataset = pretrain.checked_dataset(workspace)
     trainings = {
         (method.name, task): dataclasses.replace(
-            training_of(workspace, method, f"few-shot/{task}", experiment.diffuser.few_shot),
+            training_of(workspace, method, f"few-shot-{task}", experiment.diffuser.few_shot),
             start_from=workspace.finished(multi_task_stage(workspace, method)) / "model",
             # The multi-task stage has learnt the data's shape; every few-shot update is guided.
             guidance_start=0,
@@ -131,10 +131,10 @@ def settings_of(training: DiffuserTraining) -> dict[str, object]:
 
 def main(options: JobOptions) -> None:
     """Run the stages."""
-    workspace = Workspace(options)
-    for method in diffuser_methods(workspace):
-        print(workspace.run(multi_task_stage(workspace, method)) / "model")
-    print(workspace.run(few_shot_stage(workspace, get_family(options.experiment.family).test_tasks)))
+    with Workspace(options) as workspace:
+        for method in diffuser_methods(workspace):
+            print(workspace.run(multi_task_stage(workspace, method)) / "model")
+        print(workspace.run(few_shot_stage(workspace, get_family(options.experiment.family).test_tasks)))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from recipes import RECIPES
@@ -115,7 +116,7 @@ class RateColumn(ProgressColumn):
 
 @dataclass
 class Workspace:
-    """An experiment on its storage, with its MLflow runs."""
+    """An experiment on its storage, with its MLflow runs; a context that closes the parent run."""
 
     options: JobOptions
     title: str = ""
@@ -126,17 +127,29 @@ class Workspace:
 
     def __post_init__(self) -> None:
         self.experiment = self.options.experiment
-        self.folder = self.options.outputs.resolve() / self.experiment.name
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.tracker = prepare(resolve_uri(), self.experiment.name)
+        self.folder = self.options.outputs.resolve() / self.experiment.name
+
+    @cached_property
+    def run_log(self) -> RunLog:
+        """The parent run, opened when the first stage is certain to start, so that refused jobs leave none behind."""
         title = self.title or self.experiment.name
         # The cluster decides where an experiment runs, not what it computes.
-        identity = dataclasses.asdict(self.experiment) | {"cluster": None, "title": title}
+        identity = {name: value for name, value in dataclasses.asdict(self.experiment).items() if name != "cluster"}
         tags = {STAGE_TAG: self.kind, "promptdiffuser.command": self.command}
-        self.run_log = self.tracker.run(title, fingerprint_of(identity), None, tags)
-        self.run_log.log_params({key: value for key, value in identity.items() if key != "cluster"})
+        run = self.tracker.run(title, fingerprint_of([title, identity]), None, tags)
+        run.log_params(identity)
+        self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "experiment.json").write_text(self.experiment.to_json())
-        self.run_log.log_json("experiment.json", json.loads(self.experiment.to_json()))
+        run.log_json("experiment.json", json.loads(self.experiment.to_json()))
+        return run
+
+    def __enter__(self) -> "Workspace":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if "run_log" in self.__dict__:
+            self.run_log.finish(_status(kind))
 
     @property
     def command(self) -> str:
@@ -184,9 +197,7 @@ class Workspace:
                 bar = progress.add_task(stage.name, total=None)
                 stage.work(StageRun(folder, run, self.tracker, progress, bar))
         except BaseException as error:
-            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-            for log in (run, self.run_log):
-                log.finish(status)
+            run.finish(_status(type(error)))
             raise
         seconds = time.perf_counter() - started
         run.log_metrics({"time/seconds": seconds})
@@ -196,6 +207,12 @@ class Workspace:
         (folder / ".stage.json.writing").rename(folder / "stage.json")
         self.console.print(f"[green]✓[/] {stage.name:<32} {seconds:6.1f} s")
         return folder
+
+
+def _status(error: type[BaseException] | None) -> Literal["FINISHED", "FAILED", "KILLED"]:
+    if error is None:
+        return "FINISHED"
+    return "KILLED" if issubclass(error, KeyboardInterrupt) else "FAILED"
 
 
 def run_job(main: Callable[[Any], None], description: str, recipes: dict[str, tuple[str, Any]] | None = None) -> None:
@@ -214,21 +231,9 @@ def exit_status() -> Iterator[None]:
     """Turn what ends a job into its exit status."""
     try:
         yield
-    except (UserError, ValueError) as error:
-        if isinstance(error, ValueError) and not _from_configuration(error):
-            raise
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command continues where this one stopped", file=sys.stderr)
         sys.exit(130)
-
-
-def _from_configuration(error: ValueError) -> bool:
-    """Tell a configuration's refusal (raised by a `__post_init__`) from a ValueError that is a bug."""
-    traceback = error.__traceback__
-    while traceback is not None:
-        if traceback.tb_frame.f_code.co_name == "__post_init__":
-            return True
-        traceback = traceback.tb_next
-    return False

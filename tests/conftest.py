@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from promptdiffuser.data.manifest import Manifest, TaskRecord, package_versions
 from promptdiffuser.data.store import Dataset, file_record, open_dataset, part_path, write_part
@@ -14,6 +15,9 @@ from promptdiffuser.tasks.experts import ExpertNetwork, shipped_weights
 from tests import tiny
 
 EPISODES = 3
+
+# Networks are tiny here; threads that wait for each other on busy cores cost up to a hundred times what they give.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -26,11 +26,13 @@ class GuidanceSweep:
     """Trials at a time, one CPU each."""
 
     def __post_init__(self) -> None:
-        """Refuse an empty grid and a method without a diffuser."""
+        """Refuse an empty grid, points that no experiment could have, and a method without a diffuser."""
         if not self.guidance_weights or not self.schedules:
             raise ValueError("guidance_weights and schedules must not be empty")
-        if min(self.guidance_weights) < 0:
-            raise ValueError(f"guidance_weights must not be negative, got {min(self.guidance_weights)}")
+        for weight in self.guidance_weights:
+            dataclasses.replace(self.experiment.guidance, weight=weight)
+        for schedule in self.schedules:
+            dataclasses.replace(self.experiment.diffusion, schedule=schedule)
         if not get_method(self.method).trains_diffuser:
             raise ValueError(f"method must be one that trains a diffuser, got {self.method!r}")
         if self.concurrency < 1:

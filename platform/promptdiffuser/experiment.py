@@ -7,7 +7,7 @@ cannot work raise at construction and name the field; nothing has been started b
 import json
 import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from promptdiffuser.diffusion.process import DiffusionConfig
 from promptdiffuser.errors import UserError
@@ -15,7 +15,7 @@ from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.learning.backbone import BackboneLossConfig
 from promptdiffuser.learning.diffuser import GuidanceConfig
 from promptdiffuser.learning.engine import OptimisationConfig
-from promptdiffuser.methods import METHODS, get_method
+from promptdiffuser.methods import METHODS
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.models.denoiser import DenoiserConfig
 from promptdiffuser.tasks import get_family
@@ -55,7 +55,7 @@ class DiffuserTrainingConfig:
     """Multi-task update from which the downstream loss guides; before it the denoising loss trains alone."""
     context_episodes: int = 5
     """Episodes of a task that its context is read from."""
-    context_transitions: int = 16
+    context_transitions: int = 8
     """Transitions of each of these episodes that the context sees."""
     multi_task: OptimisationConfig = field(default_factory=OptimisationConfig)
     few_shot: OptimisationConfig = field(default_factory=OptimisationConfig)
@@ -122,8 +122,8 @@ class Experiment:
         family = get_family(self.family)
         if not self.methods:
             raise ValueError("methods must name at least one method")
-        for method in self.methods:
-            get_method(method)
+        if unknown := [method for method in self.methods if method not in METHODS]:
+            raise ValueError(f"methods names an unknown method {unknown[0]!r}; known: {', '.join(METHODS)}")
         if self.backbone.history > family.horizon or self.backbone.prompt_length >= family.horizon:
             raise ValueError(
                 f"backbone.history ({self.backbone.history}) must fit the horizon of {family.name} ({family.horizon}) "
@@ -141,31 +141,43 @@ class Experiment:
 
     @staticmethod
     def from_json(text: str) -> "Experiment":
-        """Restore an experiment; an unknown or missing field raises a `UserError` that names it."""
+        """Restore an experiment; an unknown, missing or mistyped field raises a `UserError` that names it."""
         try:
             document = json.loads(text)
         except ValueError as error:
             raise UserError(f"the experiment is not valid JSON: {error}") from error
-        experiment: Experiment = _build(Experiment, document, "experiment")
+        experiment: Experiment = _restore(Experiment, document, "experiment")
         return experiment
 
 
-def _build(cls: Any, document: Any, path: str) -> Any:
+def _restore(hint: Any, value: Any, path: str) -> Any:
+    """Return a JSON value as the type that a field is declared with."""
+    if is_dataclass(hint):
+        return _restore_object(hint, value, path)
+    if get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(_restore(get_args(hint)[0], item, f"{path}[{number}]") for number, item in enumerate(value))
+    if get_origin(hint) is Literal:
+        if value in get_args(hint):
+            return value
+        raise UserError(f"{path} must be one of {', '.join(get_args(hint))}, got {value!r}")
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise UserError(f"{path} must be of type {getattr(hint, '__name__', hint)}, got {value!r}")
+    return value
+
+
+def _restore_object(cls: Any, document: Any, path: str) -> Any:
     if not isinstance(document, dict):
         raise UserError(f"{path} must be an object, got {document!r}")
     hints = get_type_hints(cls)
-    known = {f.name for f in fields(cls)}
-    if unknown := sorted(document.keys() - known):
-        raise UserError(f"{path} has no field {unknown[0]!r}; its fields are {', '.join(sorted(known))}")
-    values = {
-        name: _build(hints[name], value, f"{path}.{name}")
-        if is_dataclass(hints[name])
-        else tuple(value)
-        if isinstance(value, list)
-        else value
-        for name, value in document.items()
-    }
+    names = [field.name for field in fields(cls)]
+    if unknown := sorted(document.keys() - set(names)):
+        raise UserError(f"{path} has no field {unknown[0]!r}; its fields are {', '.join(names)}")
+    if missing := [name for name in names if name not in document]:
+        raise UserError(f"{path} lacks the field {missing[0]!r}")
+    values = {name: _restore(hints[name], document[name], f"{path}.{name}") for name in names}
     try:
         return cls(**values)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: {error}") from error

@@ -13,8 +13,11 @@ import torch
 def seed_at(*address: int | str) -> int:
     """Return the 63-bit seed of an address such as `(experiment_seed, "pretrain", step)`.
 
-    The parts are joined with a separator that no part may contain, so `("a", 12)` and `("a1", 2)` differ.
+    Raises:
+        ValueError: A part holds the separator "/", which would let two addresses meet.
     """
+    if any("/" in str(part) for part in address):
+        raise ValueError(f"no part of an address may hold '/', got {address}")
     text = "/".join(str(part) for part in address)
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

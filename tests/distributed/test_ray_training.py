@@ -50,11 +50,7 @@ def plain_weights(
 ) -> dict[str, torch.Tensor]:
     folder = tmp_path_factory.mktemp("plain")
     episodes, pool = make_resident(training, small_dataset.read(TASKS), CPU)
-    # A Train worker of one CPU computes with one thread; another number would add up in another order.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     train(training, training.learning_task(episodes, pool, CPU), folder)
-    torch.set_num_threads(threads)
     return load_checkpoint(folder / "model").tensors["weights"]
 
 

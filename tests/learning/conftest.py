@@ -18,9 +18,6 @@ from promptdiffuser.models.denoiser import DenoiserConfig
 
 CPU = torch.device("cpu")
 
-# Threads cost more than they give on matrices this small, ten times the time where other processes want the cores.
-torch.set_num_threads(1)
-
 
 @pytest.fixture(scope="session")
 def episodes() -> Episodes:

@@ -14,8 +14,8 @@ from promptdiffuser.learning.engine import Engine, FlatParameters, alone
 from promptdiffuser.learning.trainings import DiffuserTraining, make_resident
 
 CPU = torch.device("cpu")
-STEP = 1e-2
-"""Of finite differences: so wide that float32's rounding of a loss near 1 does not show in the slope."""
+STEP = 1e-3
+"""Of finite differences: wide for float32's rounding of the loss, narrow for the kinks that ReLU and clipping make."""
 
 
 def learning(training: DiffuserTraining, episodes: Episodes) -> DiffuserLearning:
@@ -38,7 +38,7 @@ def test_gradients_agree_with_finite_differences(
             flat.vector.copy_(start + offset * unit)
             losses.append(task.share(flat, 0).scalars[loss].item())
         slope = (losses[0] - losses[1]) / (2 * STEP)
-        assert slope == pytest.approx(float(gradient.dot(unit)), rel=0.02, abs=0.005 * float(gradient.norm()))
+        assert slope == pytest.approx(float(gradient.dot(unit)), rel=0, abs=0.02 * float(gradient.norm()))
 
 
 def test_the_backbone_is_neither_given_a_gradient_nor_changed(
@@ -103,7 +103,7 @@ def test_guidance_acts_from_its_first_update_on(diffuser_training: DiffuserTrain
 def test_without_guidance_weight_the_denoising_loss_trains_alone(
     diffuser_training: DiffuserTraining, episodes: Episodes
 ) -> None:
-    unguided = replace(diffuser_training, guidance=GuidanceConfig(weight=0))
+    unguided = replace(diffuser_training, guidance=replace(diffuser_training.guidance, weight=0))
     task, guided = learning(unguided, episodes), learning(diffuser_training, episodes)
     share = task.share(FlatParameters(task.model), 0)
     assert share.scalars.keys() == {"loss_dm"}

@@ -94,7 +94,7 @@ def test_engine_updates_as_a_plain_pytorch_loop(clip_norm: float) -> None:
         optimizer.step()
         scheduler.step()
         metrics = engine.advance()
-        expected = {"loss": float(loss), "gradient_norm": float(norm), "learning_rate": learning_rate}
+        expected = {"loss": loss.item(), "gradient_norm": float(norm), "learning_rate": learning_rate}
         assert metrics == pytest.approx(expected, rel=1e-3)
         steps_clipped += float(norm) > clip_norm > 0
     assert (steps_clipped > 10) == (clip_norm > 0)

@@ -70,7 +70,7 @@ def test_noise_levels_are_embedded_differently(time_features: int) -> None:
     assert torch.cdist(levels_NT, levels_NT).add(torch.eye(100)).min() > 1e-4
 
 
-@pytest.mark.parametrize(("transition_features", "known"), [(0, 208_823), (27, 241_239)])
+@pytest.mark.parametrize(("transition_features", "known"), [(0, 208_823), (27, 225_047)])
 def test_default_size_has_the_parameters_that_its_formula_gives(transition_features: int, known: int) -> None:
     """On cheetah-vel: five prompt steps of 20 observations, 6 actions and a reward."""
     denoiser = Denoiser(DenoiserConfig(), 5 * 27, 2 * 5, transition_features)
@@ -78,7 +78,7 @@ def test_default_size_has_the_parameters_that_its_formula_gives(transition_featu
     def linear(inputs: int, outputs: int) -> int:
         return (inputs + 1) * outputs
 
-    context = linear(27, 128) + linear(128, 128) + linear(128, 32) if transition_features else 0
+    context = linear(27, 64) + linear(64, 64) + linear(64, 32) if transition_features else 0
     inputs = 135 + 16 + 10 + (32 if transition_features else 0)
     level = linear(16, 32) + linear(32, 16)
     expected = level + context + linear(inputs, 256) + 2 * linear(256, 256) + linear(256, 135)

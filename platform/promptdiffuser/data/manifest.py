@@ -58,9 +58,9 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Identify the content: 32 hexadecimal digits over every file's path and checksum."""
-        lines = sorted(f"{path} {record.sha256}" for path, record in self.files.items())
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+        """Identify the dataset: 32 hexadecimal digits over everything here but the command, files by checksum."""
+        content = asdict(self) | {"command": None}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     def write(self, folder: Path) -> None:
         """Write the manifest under a temporary name and rename it, so that it is never seen half-written."""
@@ -82,13 +82,14 @@ class Manifest:
                     "collect the dataset again with jobs/collect.py"
                 )
             recorded_digest = document.pop("digest")
+            document["versions"][PHYSICS_PACKAGE]
             document["tasks"] = {int(task): TaskRecord(**record) for task, record in document["tasks"].items()}
             document["files"] = {name: FileRecord(**record) for name, record in document["files"].items()}
             manifest = Manifest(**document)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is not a valid dataset manifest ({error}); collect the dataset again") from error
         if recorded_digest != manifest.digest:
-            raise UserError(f"{path} was edited: its digest does not match the files it lists; collect it again")
+            raise UserError(f"{path} was edited: its digest does not match its content; collect it again")
         return manifest
 
 

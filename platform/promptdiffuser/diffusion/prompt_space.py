@@ -38,7 +38,7 @@ class PromptSpace:
         Returns-to-go are standardised because raw ones are about 0.02 and would carry nothing into the network.
         """
         num_steps, action_dim = prompts.actions.shape[1:]
-        ones = torch.ones(action_dim)
+        ones = normaliser.state_low.new_ones(action_dim)
         low = torch.cat([normaliser.state_low, -ones, normaliser.reward_low[None]]).repeat(num_steps)
         high = torch.cat([normaliser.state_high, ones, normaliser.reward_high[None]]).repeat(num_steps)
         std = prompts.returns_to_go.std(0, correction=0).clamp_min(1e-6)

@@ -6,6 +6,7 @@ tasks, then a few updates on the few-shot episodes of one target task (paper, Al
 Axes: B rows, X features of a flattened prompt, N denoising steps, F features of a transition.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -37,14 +38,14 @@ class GuidanceConfig:
     batch_size: int = 64
     """History windows, each with a generated prompt, in the downstream loss of one update."""
     precision: str = "auto"
-    """fp32, bf16 or auto: number format of the passes through the backbone."""
+    """fp32, bf16 or auto: number format of the products in both losses."""
 
     def __post_init__(self) -> None:
         """Refuse unknown rules and impossible sizes."""
         if self.projection not in PROJECTIONS:
             raise ValueError(f"guidance.projection {self.projection!r} is unknown; known: {', '.join(PROJECTIONS)}")
-        if self.weight < 0:
-            raise ValueError(f"guidance.weight must not be negative, got {self.weight}")
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"guidance.weight must not be negative and must be finite, got {self.weight}")
         if self.batch_size < 1:
             raise ValueError(f"guidance.batch_size must be at least 1, got {self.batch_size}")
         if self.precision not in ("auto", "fp32", "bf16"):
@@ -73,7 +74,8 @@ class Diffuser:
         """Return L_DM of each row (B,): mean squared error of the predicted noise over features."""
         condition_BC = self.denoiser.condition(self.space.condition(prompts), transitions_BMF)
         noised_BX = self.diffusion.noised(self.space.encode(prompts), step_B, noise_BX)
-        return F.mse_loss(self.denoiser(noised_BX, step_B, condition_BC), noise_BX, reduction="none").mean(dim=1)
+        predicted_BX = self.denoiser(noised_BX, step_B, condition_BC).float()
+        return F.mse_loss(predicted_BX, noise_BX, reduction="none").mean(dim=1)
 
 
 class DiffuserLearning:
@@ -121,12 +123,13 @@ class DiffuserLearning:
         noise_BX = torch.randn(self.batch_size, num_features, generator=generator)
         rows = self.episodes.held(plan)
         held, device = plan.select(rows), self.episodes.states.device
-        losses_B = self.diffuser.denoising_loss(
-            self.pool.prompts_at(held.prompt_episodes),
-            self.pool.contexts_at(held.context_episodes),
-            step_B[rows].to(device),
-            noise_BX[rows].to(device),
-        )
+        with autocast(self.guidance.precision, device):
+            losses_B = self.diffuser.denoising_loss(
+                self.pool.prompts_at(held.prompt_episodes),
+                self.pool.contexts_at(held.context_episodes),
+                step_B[rows].to(device),
+                noise_BX[rows].to(device),
+            )
         return losses_B.sum() / self.batch_size
 
     def _downstream_share(self, step: int) -> Tensor:

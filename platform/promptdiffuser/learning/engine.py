@@ -47,8 +47,13 @@ class OptimisationConfig:
             raise ValueError(
                 f"steps and checkpoint_every must be at least 1, got {self.steps}, {self.checkpoint_every}"
             )
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.schedule not in ("one-cycle", "warmup", "constant"):
+            raise ValueError(f"schedule must be one-cycle, warmup or constant, got {self.schedule!r}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate}")
+        for name in ("warmup_steps", "weight_decay", "clip_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative and must be finite, got {getattr(self, name)}")
         if not 0 <= self.average_decay < 1:
             raise ValueError(f"average_decay must be in [0, 1), got {self.average_decay}")
 
@@ -184,7 +189,7 @@ class Engine:
         self.parameters.vector.copy_(tensors["vector"])
         self.average.copy_(tensors["average"])
         self._optimizer.state[self._updated] = {
-            "step": torch.tensor(float(self.step)),
+            "step": torch.tensor(float(self.step), device=self.average.device),
             "exp_avg": tensors["first_moment"].clone(),
             "exp_avg_sq": tensors["second_moment"].clone(),
         }

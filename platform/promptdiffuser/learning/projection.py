@@ -10,6 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-5
+"""Share of a gradient's length below which what a projection leaves of it is rounding noise (float32)."""
+
 
 def complement(gradient_dm: Tensor, gradient_dt: Tensor) -> Tensor:
     """Remove from the downstream gradient (P,) its component along the denoising gradient (P,)."""
@@ -37,8 +40,12 @@ def join(
     """
     projected = PROJECTIONS[projection](gradient_dm, gradient_dt)
     norm_dm, norm_dt, norm_projected = gradient_dm.norm(), gradient_dt.norm(), projected.norm()
-    scale = weight * norm_dm / norm_projected.clamp_min(torch.finfo(torch.float32).tiny) if match_norms else weight
-    cosine = gradient_dm.dot(gradient_dt) / (norm_dm * norm_dt).clamp_min(torch.finfo(torch.float32).tiny)
-    removed = 1 - norm_projected / norm_dt.clamp_min(torch.finfo(torch.float32).tiny)
+    smallest = torch.finfo(gradient_dt.dtype).tiny
+    scale = weight * norm_dm / norm_projected.clamp_min(smallest) if match_norms else norm_dm.new_tensor(weight)
+    # What is left of a gradient that lay along the other one is rounding noise; it must not be blown up to full length.
+    if norm_projected <= ROUNDING * norm_dt:
+        scale = torch.zeros_like(norm_dm)
+    cosine = gradient_dm.dot(gradient_dt) / (norm_dm * norm_dt).clamp_min(smallest)
+    removed = 1 - norm_projected / norm_dt.clamp_min(smallest)
     metrics = {"norm_dm": norm_dm, "norm_dt": norm_dt, "cosine": cosine, "share_removed": removed}
     return gradient_dm + scale * projected, {name: float(value) for name, value in metrics.items()}

@@ -112,7 +112,7 @@ class DiffuserTraining:
     family: str
     seed: int
     stage: str
-    """`multi-task`, or `few-shot/TASK`: part of the address of every random number."""
+    """`multi-task`, or `few-shot-TASK`: part of the address of every random number."""
     backbone_folder: Path
     denoiser: DenoiserConfig
     diffusion: DiffusionConfig
@@ -195,7 +195,7 @@ def train(
     """
     config, checkpoints = training.optimisation, folder / "checkpoints"
     engine, history = Engine(task, config, sum_over_workers), History()
-    if (checkpoint := newest_valid_checkpoint(checkpoints)) is not None:
+    if (checkpoint := newest_valid_checkpoint(checkpoints, engine.parameters.vector.device)) is not None:
         engine.resume(checkpoint)
         history = checkpoint.documents["progress"]["history"]
     started_at = engine.step

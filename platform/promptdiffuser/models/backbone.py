@@ -39,7 +39,8 @@ class BackboneConfig:
     prompt_length: int = 5
     """Steps in a trajectory prompt (K*)."""
     dropout: float = 0.1
-    """Dropout on embeddings, attention output and MLP output, in training only."""
+    """Dropout on embeddings, attention output and MLP output, in training only. Its masks are drawn
+    a worker, so only without it is a training the same for any number of workers."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built."""

@@ -27,7 +27,7 @@ class DenoiserConfig:
     """Features of the embedded noise level; even."""
     context_features: int = 32
     """Features of the task context; used by variants that see one."""
-    context_hidden: int = 128
+    context_hidden: int = 64
     """Width of the task context's encoder."""
 
     def __post_init__(self) -> None:
@@ -59,21 +59,21 @@ class NoiseLevelEmbedding(nn.Module):
 
 
 class ContextEncoder(nn.Module):
-    """Permutation-invariant encoder of few-shot transitions: an MLP on each, then the mean."""
+    """Permutation-invariant encoder of few-shot transitions: an MLP on each, the mean, then a linear layer."""
 
     def __init__(self, transition_features: int, config: DenoiserConfig) -> None:
         super().__init__()
         self.network = nn.Sequential(
             nn.Linear(transition_features, config.context_hidden),
-            nn.Mish(),
+            nn.ReLU(),
             nn.Linear(config.context_hidden, config.context_hidden),
-            nn.Mish(),
-            nn.Linear(config.context_hidden, config.context_features),
+            nn.ReLU(),
         )
+        self.output = nn.Linear(config.context_hidden, config.context_features)
 
     def forward(self, transitions_BMF: Tensor) -> Tensor:
         """Return (B, context features)."""
-        encoded: Tensor = self.network(transitions_BMF).mean(dim=1)
+        encoded: Tensor = self.output(self.network(transitions_BMF).mean(dim=1))
         return encoded
 
 
