@@ -60,16 +60,14 @@ def _write_report(workspace: Workspace) -> Path:
 def _table(summary: dict[str, Any]) -> Table:
     family, num_tasks = summary["family"], len(summary["test_tasks"])
     table = Table(title=f"{family}: {num_tasks} tasks never seen in training")
-    for column in ("method", "mean return", "95 % interval", "normalised", "adaptation s", "evaluation s"):
-        table.add_column(column, justify="left" if column == "method" else "right")
+    for column in ("method", "mean return (95 % int.)", "normalised", "wall time"):
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for method, result in summary["methods"].items():
         table.add_row(
             method,
-            f"{result['mean']:.1f}",
-            f"{result['ci_low']:.1f} to {result['ci_high']:.1f}",
+            f"{result['mean']:.1f} ({result['ci_low']:.1f} to {result['ci_high']:.1f})",
             f"{result['normalised']:.3f}",
-            f"{result['seconds_adapt']:.1f}",
-            f"{result['seconds']:.1f}",
+            f"{result['seconds_adapt'] + result['seconds']:.0f} s",
         )
     return table
 

@@ -12,7 +12,7 @@ from promptdiffuser.learning.engine import OptimisationConfig
 
 
 def cheetah_vel() -> Experiment:
-    """Settings of science: batch 16 a training task, AdamW 1e-4 after 10,000 warm-up steps, lambda 1 (Eq. 9)."""
+    """The public settings: batch 16 a training task, AdamW 1e-4 after 10,000 warm-up steps, lambda 1 (Eq. 9)."""
     return Experiment(
         name="cheetah-vel",
         collection=CollectionConfig(episodes_per_task=999, reference_episodes=20),

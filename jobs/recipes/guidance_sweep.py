@@ -42,12 +42,12 @@ class GuidanceSweep:
 def quickstart_guidance() -> GuidanceSweep:
     """Eight short trainings on the quickstart's backbone."""
     base = quickstart()
-    multi_task = dataclasses.replace(base.diffuser.multi_task, steps=900, checkpoint_every=300)
+    multi_task = dataclasses.replace(base.diffuser.multi_task, steps=700, checkpoint_every=100)
     return GuidanceSweep(
         name="quickstart-guidance",
         experiment=dataclasses.replace(
             base,
-            diffuser=dataclasses.replace(base.diffuser, multi_task=multi_task, guidance_start=700),
+            diffuser=dataclasses.replace(base.diffuser, multi_task=multi_task, guidance_start=400),
             evaluation=ProtocolConfig(prompts=5, episodes_per_prompt=2),
         ),
     )

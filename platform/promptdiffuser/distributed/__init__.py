@@ -2,6 +2,7 @@
 
 import os
 
-# Ray reads this when it is imported. Each Train run starts a handful of helper processes, which on few cores makes the
-# raylet warn, on the driver's screen, about a number that is right.
+# Ray reads these when it is imported. Each Train run starts a handful of helper processes, which on few cores makes the
+# raylet warn, on the driver's screen, about a number that is right. Tune's own handler of Ctrl-C would end the sweep as if it were complete.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "PYTHON worker processes have been started")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")

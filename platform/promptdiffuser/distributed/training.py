@@ -1,8 +1,10 @@
 """Ray Train around the training engine, and few-shot trainings as plain Ray tasks."""
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import ray
@@ -39,7 +41,7 @@ def train_on_cluster(job: TrainJob, cluster: ClusterConfig) -> None:
     Resuming needs nothing but the same folder: the workers look for checkpoints there themselves, because Ray would
     retry a broken newest checkpoint for ever.
     """
-    TorchTrainer(
+    trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(num_workers=cluster.train_workers, use_gpu=cluster.use_gpu),
@@ -48,7 +50,26 @@ def train_on_cluster(job: TrainJob, cluster: ClusterConfig) -> None:
         ),
         datasets={**training_datasets(open_dataset(job.dataset), job.tasks, job.training)},
         dataset_config=ShardByEpisode(),
-    ).fit()
+    )
+    _fit_interruptibly(trainer)
+
+
+def _fit_interruptibly(trainer: TorchTrainer) -> None:
+    """Run `fit` beside the main thread, where Ctrl-C stays a KeyboardInterrupt.
+
+    In the main thread Ray Train replaces the process's handler of Ctrl-C, for later stages too, by one that exits.
+    """
+    outcome: Future[None] = Future()
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+            outcome.set_result(None)
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    Thread(target=fit, daemon=True).start()
+    outcome.result()
 
 
 def _train_worker(config: dict[str, Any]) -> None:
