@@ -76,8 +76,11 @@ def test_shards_hold_every_episode_once_and_pools_are_equal(
     training: BackboneTraining, small_dataset: Dataset, workers: int
 ) -> None:
     datasets = training_datasets(small_dataset, TASKS, training)
-    split = ShardByEpisode().configure({EPISODES: datasets[EPISODES]}, workers)
-    shards = [resident_shard(training, CPU, part[EPISODES], datasets[POOL].iterator()) for part in split]
+    split = {name: ShardByEpisode().configure({name: datasets[name]}, workers) for name in (EPISODES, POOL)}
+    shards = [
+        resident_shard(training, CPU, episodes[EPISODES], pool[POOL])
+        for episodes, pool in zip(split[EPISODES], split[POOL], strict=True)
+    ]
     whole, pool = make_resident(training, small_dataset.read(TASKS), CPU)
     held = np.stack([(episodes.row_of >= 0).numpy() for episodes, _ in shards])
     assert (held.sum(axis=0) == 1).all()

@@ -3,6 +3,7 @@
 import os
 
 # Ray reads these when it is imported. Each Train run starts a handful of helper processes, which on few cores makes the
-# raylet warn, on the driver's screen, about a number that is right. Tune's own handler of Ctrl-C would end the sweep as if it were complete.
+# raylet warn, on the driver's screen, about a number that is right.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "PYTHON worker processes have been started")
+# Tune's own handler of Ctrl-C would end a sweep as if it were complete.
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")

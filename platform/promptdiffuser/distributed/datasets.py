@@ -50,16 +50,20 @@ class ShardByEpisode(DataConfig):
     def configure(
         self, datasets: dict[str, ray.data.Dataset], world_size: int, *args: Any, **kwargs: Any
     ) -> list[dict[str, ray.data.DataIterator]]:
-        """Return each worker's share of the datasets that are split (Ray Train passes no others)."""
+        """Return each worker's iterators; Ray Train asks for one dataset at a time, the unsplit pool too."""
         iterators: list[dict[str, ray.data.DataIterator]] = [{} for _ in range(world_size)]
         for name, dataset in datasets.items():
             dataset.context.execution_options.preserve_order = True
             rows = dataset.materialize()
-            count = rows.count()
-            cuts = [count * rank // world_size for rank in range(1, world_size)]
-            for rank, shard in enumerate(rows.split_at_indices(cuts) if cuts else [rows]):
+            for rank, shard in enumerate(_split_evenly(rows, world_size) if name == EPISODES else [rows] * world_size):
                 iterators[rank][name] = shard.iterator()
         return iterators
+
+
+def _split_evenly(rows: ray.data.Dataset, parts: int) -> list[ray.data.Dataset]:
+    count = rows.count()
+    cuts = [count * part // parts for part in range(1, parts)]
+    return [*rows.split_at_indices(cuts)] if cuts else [rows]
 
 
 def resident_shard(
@@ -68,7 +72,10 @@ def resident_shard(
     """Take a worker's shard once and keep it, with the prompt pool, as tensors on the device."""
     pool_rows, episode_rows = _take_all(pool), _take_all(episodes)
     normaliser = training.normaliser()
-    numbers = np.searchsorted(_keys(pool_rows), _keys(episode_rows))
+    keys, episode_keys = _keys(pool_rows), _keys(episode_rows)
+    numbers = np.searchsorted(keys, episode_keys)
+    if not np.array_equal(keys[numbers.clip(max=len(keys) - 1)], episode_keys):
+        raise RuntimeError("a worker's shard holds episodes that its prompt pool lacks: the pool must not be split")
     resident = ResidentEpisodes.build(
         _as_episodes(episode_rows), numbers, normaliser, device, num_episodes=len(pool_rows["task"])
     )
