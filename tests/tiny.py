@@ -4,13 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ["prompt-dt", "prompt-diffuser-context"]
+WITHOUT_DIFFUSER = METHODS[:1]
 OPTIONS = [
-    *["--methods", *METHODS],
+    *["--cluster.train-workers", "1"],
     *["--collection.episodes-per-task", "5", "--collection.reference-episodes", "1"],
     *["--backbone.width", "16", "--backbone.layers", "1", "--pretraining.loss.batch-size", "16"],
     *["--pretraining.optimisation.steps", "60", "--pretraining.optimisation.checkpoint-every", "10"],
@@ -26,10 +28,15 @@ def environment(store: Path) -> dict[str, str]:
     return others | {"MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db"}
 
 
-def start_pipeline(folder: Path) -> subprocess.Popen[str]:
+def arguments(folder: Path, methods: Sequence[str]) -> list[str]:
+    """Return the pipeline's command line."""
+    return ["quickstart", *OPTIONS, "--methods", *methods, "--outputs", str(folder)]
+
+
+def start_pipeline(folder: Path, methods: Sequence[str] = METHODS) -> subprocess.Popen[str]:
     """Start the tiny quickstart in a process group of its own, as a terminal does."""
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "jobs" / "pipeline.py"), "quickstart", *OPTIONS, "--outputs", str(folder)],
+        [sys.executable, str(ROOT / "jobs" / "pipeline.py"), *arguments(folder, methods)],
         cwd=folder,
         env=environment(folder),
         stdout=subprocess.PIPE,
@@ -39,9 +46,9 @@ def start_pipeline(folder: Path) -> subprocess.Popen[str]:
     )
 
 
-def run_pipeline(folder: Path) -> str:
+def run_pipeline(folder: Path, methods: Sequence[str] = METHODS) -> str:
     """Run the tiny quickstart to its end and return what it printed."""
-    process = start_pipeline(folder)
+    process = start_pipeline(folder, methods)
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
     return output

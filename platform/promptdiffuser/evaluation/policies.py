@@ -42,7 +42,7 @@ class PromptedPolicy:
         t = self._step
         self._states_BTS[:, t] = self.normaliser.states(torch.from_numpy(observations_BS).to(self._device))
         window = slice(max(0, t + 1 - self.backbone.config.history), t + 1)
-        action_BA = self.backbone(self._history(window), self.prompts)[:, -1]
+        action_BA = self.backbone.last_action(self._history(window), self.prompts)
         self._actions_BTA[:, t] = action_BA
         actions: Floats = action_BA.float().cpu().numpy()
         return actions

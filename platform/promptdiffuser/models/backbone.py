@@ -1,6 +1,6 @@
 """Prompt-DT, the backbone: a causal transformer over (return-to-go, state, action) tokens with a prompt before them.
 
-Axes: B rows, K history steps, P prompt steps, S state, A action, D width, H heads, L tokens.
+Axes: B rows, K history steps, P prompt steps, S state, A action, D width, H heads, L tokens, Q tokens that are kept.
 
 The model is the public Prompt-DT (mxu34/prompt-dt at 5f665e5, prompt_dt/prompt_decision_transformer.py: GPT-2 blocks
 without positional embedding, ReLU, separate embeddings for prompt and history, learned timestep embeddings, tanh action
@@ -91,17 +91,36 @@ class Block(nn.Module):
         self.mlp_out = nn.Linear(4 * config.width, config.width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        """Return (B, L, D)."""
-        query, key, value = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in self.attention_in(self.attention_norm(x_BLD)).chunk(3, dim=-1)
-        )
-        mixed_BHLD = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        x_BLD = x_BLD + self.dropout(self.attention_out(mixed_BHLD.transpose(1, 2).flatten(2)))
-        hidden_BLE = F.relu(self.mlp_in(self.mlp_norm(x_BLD)))
-        output_BLD: Tensor = x_BLD + self.dropout(self.mlp_out(hidden_BLE))
-        return output_BLD
+    def forward(self, x_BLD: Tensor, keep: slice) -> Tensor:
+        """Return the tokens at the positions `keep`, each after attending to all tokens up to its own."""
+        kept_BQD = x_BLD[:, keep]
+        normal_BLD = self.attention_norm(x_BLD)
+        weights, biases = self.attention_in.weight, self.attention_in.bias
+        width = x_BLD.shape[-1]
+        query_BQD = F.linear(normal_BLD[:, keep], weights[:width], biases[:width])
+        key_BLD, value_BLD = F.linear(normal_BLD, weights[width:], biases[width:]).chunk(2, dim=-1)
+        mixed_BQD = causal_attention(query_BQD, key_BLD, value_BLD, self.heads, keep)
+        kept_BQD = kept_BQD + self.dropout(self.attention_out(mixed_BQD))
+        hidden_BQE = F.relu(self.mlp_in(self.mlp_norm(kept_BQD)))
+        output_BQD: Tensor = kept_BQD + self.dropout(self.mlp_out(hidden_BQE))
+        return output_BQD
+
+
+def causal_attention(query_BQD: Tensor, key_BLD: Tensor, value_BLD: Tensor, heads: int, keep: slice) -> Tensor:
+    """Attend from the tokens at positions `keep` to all tokens up to each of them; returns (B, Q, D)."""
+    num_tokens = key_BLD.shape[1]
+    query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query_BQD, key_BLD, value_BLD))
+    device = key_BLD.device
+    positions_Q = torch.arange(num_tokens, device=device)[keep]
+    visible_QL = torch.arange(num_tokens, device=device) <= positions_Q[:, None]
+    if device.type == "cpu":
+        # At 75 tokens torch's fused kernel for CPUs takes four times as long, forward and backward in bf16.
+        scores_BHQL = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+        mixed = scores_BHQL.masked_fill(~visible_QL, -torch.inf).softmax(-1) @ value
+    else:
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible_QL)
+    joined_BQD: Tensor = mixed.transpose(1, 2).flatten(2)
+    return joined_BQD
 
 
 class PromptDT(nn.Module):
@@ -125,11 +144,20 @@ class PromptDT(nn.Module):
 
     def forward(self, history: Segments, prompt: Segments) -> Tensor:
         """Return an action (B, K, A) in (-1, 1) for every history step; those of padded steps mean nothing."""
-        tokens_BLD = torch.cat([self.embed_prompt(prompt), self.embed_history(history)], dim=1)
+        first_state = 3 * prompt.states.shape[1] + 1
+        return self._actions(history, prompt, slice(first_state, None, 3))
+
+    def last_action(self, history: Segments, prompt: Segments) -> Tensor:
+        """Return the action (B, A) for the last history step alone."""
+        return self._actions(history, prompt, slice(-1, None))[:, 0]
+
+    def _actions(self, history: Segments, prompt: Segments, states: slice) -> Tensor:
+        # The last action token comes after every token that is read, so it is left out; the last is then a state token.
+        tokens_BLD = torch.cat([self.embed_prompt(prompt), self.embed_history(history)], dim=1)[:, :-1]
         hidden_BLD = self.dropout(self.embedding_norm(tokens_BLD))
-        for block in self.blocks:
-            hidden_BLD = block(hidden_BLD)
-        num_prompt_tokens = 3 * prompt.states.shape[1]
-        state_tokens_BKD = hidden_BLD[:, num_prompt_tokens + 1 :: 3]
-        actions: Tensor = torch.tanh(self.action_head(self.final_norm(state_tokens_BKD)))
+        for block in self.blocks[:-1]:
+            hidden_BLD = block(hidden_BLD, keep=slice(None))
+        # Actions are read at state tokens only, so the last block computes no others.
+        hidden_BQD = self.blocks[-1](hidden_BLD, keep=states)
+        actions: Tensor = torch.tanh(self.action_head(self.final_norm(hidden_BQD)))
         return actions
