@@ -127,7 +127,7 @@ def conclusions(results: ExperimentResults) -> list[str]:
         )
     sentences.append(
         f"All of this comes from one training seed ({results.summary['seed']}): the intervals cover the choice of "
-        "tasks, prompts and episodes, not the variation between trainings."
+        "prompts and the episodes run with them, not the variation between trainings."
     )
     return sentences
 

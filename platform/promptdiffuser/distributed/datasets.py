@@ -19,6 +19,8 @@ from promptdiffuser.learning.trainings import Training
 EPISODES, POOL = "episodes", "pool"
 # Few large read tasks: Ray Data's default of at least 200 is far too many for tens of megabytes.
 READ_BLOCKS = 8
+# A reader's process takes seconds to start, and reads tens of megabytes in less.
+READERS = 2
 # Key of an episode in the order (task, episode within the task).
 TASK_STRIDE = 1_000_000
 
@@ -26,14 +28,23 @@ Rows = dict[str, NDArray[Any]]
 
 
 def training_datasets(dataset: Dataset, tasks: Collection[int], training: Training) -> dict[str, ray.data.Dataset]:
-    """Return the two datasets of a training: whole episodes, to be sharded, and the prompt pool, for every worker."""
-    episodes = ray.data.read_parquet(
+    """Return the two datasets of a training: whole episodes, to be sharded, and the prompt pool, for every worker.
+
+    Both are materialised here, before the training takes its CPUs: the files are read once, and no worker waits for a
+    reader to start. A resident shard is taken once, so there is nothing to stream.
+    """
+    files = ray.data.read_parquet(
         [str(path) for path, _ in dataset.files(tasks)],
         partitioning=Partitioning(PartitionStyle.HIVE, str(dataset.folder), field_types={"task": int}),
         override_num_blocks=READ_BLOCKS,
+        concurrency=READERS,
     )
+    # Shards are cut by position, so the order must be that of the files in every run.
+    files.context.execution_options.preserve_order = True
+    episodes = files.materialize()
     cut: Any = partial(_pool_rows, prompt_length=training.prompt_length, num_transitions=training.context_transitions)
-    pool = episodes.map_batches(cut, batch_size=None, batch_format="numpy")
+    readers = ray.data.TaskPoolStrategy(size=READERS)
+    pool = episodes.map_batches(cut, batch_size=None, batch_format="numpy", compute=readers).materialize()
     return {EPISODES: episodes, POOL: pool}
 
 
@@ -53,9 +64,8 @@ class ShardByEpisode(DataConfig):
         """Return each worker's iterators; Ray Train asks for one dataset at a time, the unsplit pool too."""
         iterators: list[dict[str, ray.data.DataIterator]] = [{} for _ in range(world_size)]
         for name, dataset in datasets.items():
-            dataset.context.execution_options.preserve_order = True
-            rows = dataset.materialize()
-            for rank, shard in enumerate(_split_evenly(rows, world_size) if name == EPISODES else [rows] * world_size):
+            shards = _split_evenly(dataset, world_size) if name == EPISODES else [dataset] * world_size
+            for rank, shard in enumerate(shards):
                 iterators[rank][name] = shard.iterator()
         return iterators
 
