@@ -25,7 +25,7 @@ def quickstart() -> Experiment:
         pretraining=PretrainingConfig(
             loss=BackboneLossConfig(batch_size=64),
             optimisation=OptimisationConfig(
-                steps=1_600, learning_rate=1e-3, schedule="one-cycle", checkpoint_every=200
+                steps=1_200, learning_rate=1e-3, schedule="one-cycle", checkpoint_every=100
             ),
         ),
         guidance=GuidanceConfig(weight=5.0, batch_size=32),
