@@ -1,5 +1,6 @@
 """Ray Data: from the Parquet files of a dataset to each Train worker's resident shard."""
 
+import logging
 from collections.abc import Collection
 from functools import partial
 from typing import Any
@@ -17,10 +18,9 @@ from promptdiffuser.data.windows import PromptPool, ResidentEpisodes, cut_pool_p
 from promptdiffuser.learning.trainings import Training
 
 EPISODES, POOL = "episodes", "pool"
-# Few large read tasks: Ray Data's default of at least 200 is far too many for tens of megabytes.
-READ_BLOCKS = 8
-# A reader's process takes seconds to start, and reads tens of megabytes in less.
-READERS = 2
+# Few large read tasks: Ray Data's default of at least 200 is far too many for tens of megabytes, and a reader's process
+# takes longer to start than to read them.
+READ_BLOCKS = 4
 # Key of an episode in the order (task, episode within the task).
 TASK_STRIDE = 1_000_000
 
@@ -33,19 +33,24 @@ def training_datasets(dataset: Dataset, tasks: Collection[int], training: Traini
     Both are materialised here, before the training takes its CPUs: the files are read once, and no worker waits for a
     reader to start. A resident shard is taken once, so there is nothing to stream.
     """
+    _quieten()
     files = ray.data.read_parquet(
         [str(path) for path, _ in dataset.files(tasks)],
         partitioning=Partitioning(PartitionStyle.HIVE, str(dataset.folder), field_types={"task": int}),
         override_num_blocks=READ_BLOCKS,
-        concurrency=READERS,
     )
     # Shards are cut by position, so the order must be that of the files in every run.
     files.context.execution_options.preserve_order = True
     episodes = files.materialize()
     cut: Any = partial(_pool_rows, prompt_length=training.prompt_length, num_transitions=training.context_transitions)
-    readers = ray.data.TaskPoolStrategy(size=READERS)
-    pool = episodes.map_batches(cut, batch_size=None, batch_format="numpy", compute=readers).materialize()
+    pool = episodes.map_batches(cut, batch_size=None, batch_format="numpy").materialize()
     return {EPISODES: episodes, POOL: pool}
+
+
+def _quieten() -> None:
+    """Keep Ray Data's progress off the driver's screen, where the stage shows its own."""
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 class ShardByEpisode(DataConfig):
