@@ -69,10 +69,9 @@ def stage(workspace: Workspace, sweep: GuidanceSweep) -> Stage:
             log.log_params(point)
             job = TrainJob(training, dataset.folder.resolve(), family.train_tasks, workspace.folder_of(identity), log)
             trials.append(Trial(name, point, job, sweep.method, family.validation_tasks, experiment.evaluation))
-        finished = [trial for trial in trials if trial.result_file.is_file()]
-        run.expect(len(trials), len(finished))
         pool = RolloutPool(family.name, experiment.cluster.rollout_actors)
-        run_trials(trials, pool, sweep.concurrency, run.folder, run.advance)
+        with run.watch_training([trial.job.folder for trial in trials]):
+            run_trials(trials, pool, sweep.concurrency, run.folder)
         pool.close()
         results = [json.loads(trial.result_file.read_text()) for trial in trials]
         (run.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")

@@ -87,16 +87,16 @@ def test_a_sweep_scores_every_point_once_and_an_extended_one_only_the_new(
     backbone: Path, small_dataset: Dataset, tmp_path: Path
 ) -> None:
     pool = RolloutPool("cheetah-vel", 2)
-    ended: list[str] = []
     first = make_trials(backbone, small_dataset, tmp_path, ["vp", "cosine"])
-    run_trials(first, pool, 2, tmp_path / "first", lambda: ended.append("first"))
+    run_trials(first, pool, 2, tmp_path / "first")
     results = {trial.name: json.loads(trial.result_file.read_text()) for trial in first}
     assert all(result["ci_low"] <= result["mean"] <= result["ci_high"] < 0 for result in results.values())
     assert results["vp"]["mean"] != results["cosine"]["mean"]
 
     extended = make_trials(backbone, small_dataset, tmp_path, ["vp", "cosine", "linear"])
-    run_trials(extended, pool, 2, tmp_path / "second", lambda: ended.append("second"))
-    assert ended == ["first", "first", "second"]
+    written = {trial.name: trial.result_file.stat().st_mtime_ns for trial in first}
+    run_trials(extended, pool, 2, tmp_path / "second")
     assert extended[2].result_file.is_file()
+    assert {trial.name: trial.result_file.stat().st_mtime_ns for trial in extended[:2]} == written
     assert {trial.name: json.loads(trial.result_file.read_text()) for trial in extended[:2]} == results
     pool.close()

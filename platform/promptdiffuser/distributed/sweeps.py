@@ -5,7 +5,7 @@ Train would cost as long as the training. A trial's result is a file, so a sweep
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,26 +47,18 @@ class Trial:
         return self.job.folder / RESULT
 
 
-def run_trials(
-    trials: Sequence[Trial], pool: RolloutPool, concurrency: int, storage: Path, on_finished: Callable[[], None]
-) -> None:
+def run_trials(trials: Sequence[Trial], pool: RolloutPool, concurrency: int, storage: Path) -> None:
     """Run the trials that have no result file yet; raises RuntimeError naming the trials that failed."""
     missing = [trial for trial in trials if not trial.result_file.is_file()]
     if not missing:
         return
-
-    class Progress(ray.tune.Callback):
-        """Reports each end of a trial on the driver."""
-
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            on_finished()
 
     trainable = ray.tune.with_parameters(_run_trial, trials=missing, pool=pool)
     results = ray.tune.Tuner(
         ray.tune.with_resources(trainable, {"cpu": 1}),
         param_space={"trial": ray.tune.grid_search(list(range(len(missing))))},
         tune_config=ray.tune.TuneConfig(max_concurrent_trials=concurrency),
-        run_config=ray.tune.RunConfig(name="ray-tune", storage_path=str(storage), callbacks=[Progress()], verbose=0),
+        run_config=ray.tune.RunConfig(name="ray-tune", storage_path=str(storage), verbose=0),
     ).fit()
     if results.num_errors:
         names = [trial.name for trial in missing if not trial.result_file.is_file()]
