@@ -46,10 +46,6 @@ CASES = {
     "heads that do not divide the width": Case(
         "pretrain", "quickstart --backbone.heads 3 --backbone.width 128", ("backbone.heads", "backbone.width", "128")
     ),
-    "no diffusion steps": Case("train_diffuser", "quickstart --diffusion.steps 0", ("diffusion.steps", "got 0")),
-    "unknown projection": Case(
-        "pipeline", "quickstart --guidance.projection nope", ("guidance.projection", "nope", "complement")
-    ),
     "folder that is no dataset": Case(
         "pretrain", "quickstart --dataset {inputs}/empty", ("{inputs}/empty", "manifest.json")
     ),
