@@ -53,6 +53,8 @@ def stage(workspace: Workspace) -> Stage:
             dataset, normaliser, backbone.config.prompt_length, experiment.diffuser.context_transitions
         )
         protocol = experiment.evaluation
+        # Prompts are sums too: the same on a driver with other cores, or in a Ray job.
+        torch.set_num_threads(1)
         prompts: dict[str, dict[int, Segments]] = {}
         costs: dict[str, dict[str, float]] = {}
         for name in experiment.methods:

@@ -116,6 +116,8 @@ def train_few_shot(jobs: list[TrainJob], episodes: int, on_finished: Callable[[T
 
 @ray.remote(num_cpus=1, max_retries=WORKER_FAILURES)
 def _train_few_shot(job: TrainJob, episodes: int) -> None:
+    # Ray leaves the number of threads to the worker process it happens to reuse, and sums depend on it in the last bit.
+    torch.set_num_threads(1)
     device = torch.device("cpu")
     data = open_dataset(job.dataset).read(job.tasks, limit=episodes)
     resident, pool = make_resident(job.training, data, device)
