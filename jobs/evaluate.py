@@ -59,17 +59,22 @@ def stage(workspace: Workspace) -> Stage:
         costs: dict[str, dict[str, float]] = {}
         for name in experiment.methods:
             started = time.perf_counter()
-            folder = train_diffuser.few_shot_folder(few_shot, name, 0).parent if few_shot else Path()
+            method = get_method(name)
+            models = {
+                task: train_diffuser.few_shot_folder(few_shot, name, task)
+                for task in family.test_tasks
+                if few_shot and method.trains_diffuser
+            }
             prompts[name] = prompts_by_task(
-                get_method(name),
+                method,
                 family.test_tasks,
                 builder,
                 protocol.few_shot_episodes,
                 protocol.prompts,
                 experiment.seed,
-                lambda task, folder=folder: load_diffuser(folder / f"task-{task}" / "model", family, CPU),
+                lambda task, models=models: load_diffuser(models[task] / "model", family, CPU),
             )
-            costs[name] = adaptation_cost(name, folder, time.perf_counter() - started)
+            costs[name] = adaptation_cost(list(models.values()), time.perf_counter() - started)
         policies = AdaptedPolicies(backbone, normaliser, prompts)
         blocks = [
             EvaluationBlock(method, task, protocol, experiment.seed)
@@ -106,17 +111,14 @@ def run_blocks(
     return pd.concat([pd.read_parquet(path) for path in paths.values()], ignore_index=True)
 
 
-def adaptation_cost(method: str, few_shot_folder: Path, prompt_seconds: float) -> dict[str, float]:
-    """Return the seconds a method spent on adapting to all target tasks, and how many numbers it tunes for each."""
-    if not get_method(method).trains_diffuser:
-        return {"seconds_adapt": prompt_seconds, "tunable_parameters": 0}
-    trained = 0.0
-    parameters = 0
-    for folder in sorted(few_shot_folder.glob("task-*")):
-        trained += json.loads((folder / "progress.json").read_text())["seconds"]
-        document = json.loads((folder / "model" / "model.json").read_text())
-        parameters = document["parameters"]
-    return {"seconds_adapt": prompt_seconds + trained, "tunable_parameters": parameters}
+def adaptation_cost(few_shot_folders: list[Path], prompt_seconds: float) -> dict[str, float]:
+    """Return the seconds a method spent on adapting to all target tasks, and how many numbers it tunes for each.
+
+    A method without a diffuser has no few-shot trainings, so it tunes nothing.
+    """
+    trained = [json.loads((folder / "progress.json").read_text())["seconds"] for folder in few_shot_folders]
+    tuned = [json.loads((folder / "model" / "model.json").read_text())["parameters"] for folder in few_shot_folders]
+    return {"seconds_adapt": prompt_seconds + sum(trained), "tunable_parameters": max(tuned, default=0)}
 
 
 def summarise(

@@ -49,16 +49,16 @@ def few_shot_stage(workspace: Workspace, tasks: Sequence[int]) -> Stage:
     """Return the stage that trains every method's diffuser on the few-shot episodes of each target task."""
     experiment = workspace.experiment
     dataset = pretrain.checked_dataset(workspace)
-    trainings = {
-        (method.name, task): dataclasses.replace(
-            training_of(workspace, method, f"few-shot-{task}", experiment.diffuser.few_shot),
+    trainings: dict[tuple[str, int], DiffuserTraining] = {}
+    for method in diffuser_methods(workspace):
+        few_shot = dataclasses.replace(
+            training_of(workspace, method, "few-shot", experiment.diffuser.few_shot),
             start_from=workspace.finished(multi_task_stage(workspace, method)) / "model",
             # The multi-task stage has learnt the data's shape; every few-shot update is guided.
             guidance_start=0,
         )
-        for method in diffuser_methods(workspace)
-        for task in tasks
-    }
+        for task in tasks:
+            trainings[method.name, task] = dataclasses.replace(few_shot, stage=f"few-shot-{task}")
 
     def work(run: StageRun) -> None:
         connect(experiment.cluster)

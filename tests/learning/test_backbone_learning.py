@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from promptdiffuser.data.episodes import Episodes
-from promptdiffuser.data.windows import ResidentEpisodes, draw_windows
+from promptdiffuser.data.windows import draw_windows
 from promptdiffuser.learning.backbone import BackboneLossConfig, freeze
 from promptdiffuser.learning.engine import FlatParameters
 from promptdiffuser.learning.trainings import BackboneTraining, make_resident
+from tests.learning.workers import shares_of_one_and_of_two_workers
 
 CPU = torch.device("cpu")
 
@@ -43,19 +44,7 @@ def test_shares_of_two_workers_sum_to_that_of_one(
 ) -> None:
     """With a batch of one, a worker has nothing to do and adds zero."""
     training = replace(backbone_training, loss=BackboneLossConfig(batch_size, "fp32"))
-    resident, pool = make_resident(training, episodes, CPU)
-    numbers = np.arange(len(episodes))
-    shards = [
-        ResidentEpisodes.build(
-            episodes.select(numbers[first::2]), numbers[first::2], training.normaliser(), CPU, len(episodes)
-        )
-        for first in (0, 1)
-    ]
-    shares = []
-    for held in (resident, *shards):
-        task = training.learning_task(held, pool, CPU)
-        shares.append(task.share(FlatParameters(task.model), 5))
-    one, first, second = shares
+    one, first, second = shares_of_one_and_of_two_workers(training, episodes)
     assert one.gradients_GP.abs().max() > 0
     torch.testing.assert_close(first.gradients_GP + second.gradients_GP, one.gradients_GP)
     torch.testing.assert_close(first.scalars["loss"] + second.scalars["loss"], one.scalars["loss"])

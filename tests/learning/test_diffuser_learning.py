@@ -3,15 +3,14 @@
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from promptdiffuser.data.episodes import Episodes
-from promptdiffuser.data.windows import ResidentEpisodes
 from promptdiffuser.learning.diffuser import DiffuserLearning, GuidanceConfig
 from promptdiffuser.learning.engine import Engine, FlatParameters, alone
 from promptdiffuser.learning.trainings import DiffuserTraining, make_resident
+from tests.learning.workers import shares_of_one_and_of_two_workers
 
 CPU = torch.device("cpu")
 STEP = 1e-3
@@ -71,19 +70,7 @@ def test_shares_of_two_workers_sum_to_that_of_one(
     """With a batch of one, a worker has nothing to do and adds zero."""
     guidance = replace(diffuser_training.guidance, batch_size=batch_size)
     training = replace(diffuser_training, guidance=guidance, batch_size=batch_size)
-    resident, pool = make_resident(training, episodes, CPU)
-    numbers = np.arange(len(episodes))
-    shards = [
-        ResidentEpisodes.build(
-            episodes.select(numbers[first::2]), numbers[first::2], training.normaliser(), CPU, len(episodes)
-        )
-        for first in (0, 1)
-    ]
-    shares = []
-    for held in (resident, *shards):
-        task = training.learning_task(held, pool, CPU)
-        shares.append(task.share(FlatParameters(task.model), 5))
-    one, first, second = shares
+    one, first, second = shares_of_one_and_of_two_workers(training, episodes)
     assert (one.gradients_GP.norm(dim=1) > 0).all()
     torch.testing.assert_close(first.gradients_GP + second.gradients_GP, one.gradients_GP)
     for name, value in one.scalars.items():
