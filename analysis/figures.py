@@ -81,7 +81,7 @@ def learning_curves(metrics: pd.DataFrame) -> Figure:
     return figure
 
 
-def returns_per_task(episodes: pd.DataFrame, goals: Mapping[str, float], goal_unit: str) -> Figure:
+def returns_per_task(episodes: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
     """Draw each method's mean return on each task with its 95 % interval."""
     tasks = sorted(int(task) for task in episodes["task"].unique())
     methods = method_order(list(episodes["method"].unique()))
@@ -112,7 +112,7 @@ def returns_per_task(episodes: pd.DataFrame, goals: Mapping[str, float], goal_un
         )
     for boundary in range(1, len(tasks)):
         axes.axvline(boundary - 0.5, color=_GRID, linewidth=0.8)
-    axes.set_xticks(range(len(tasks)), [_task_label(task, goals, goal_unit) for task in tasks])
+    axes.set_xticks(range(len(tasks)), [_task_label(task, labels) for task in tasks])
     axes.set_xlim(-0.5, len(tasks) - 0.5)
     axes.set_ylabel("return", color=_QUIET_INK)
     _style(axes)
@@ -121,7 +121,7 @@ def returns_per_task(episodes: pd.DataFrame, goals: Mapping[str, float], goal_un
     return figure
 
 
-def prompt_plane(prompts: pd.DataFrame, goals: Mapping[str, float], goal_unit: str) -> Figure:
+def prompt_plane(prompts: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
     """Draw each method's prompts over the expert's in the expert prompts' first two principal components."""
     features = np.stack(prompts["features"].to_list()).astype(np.float64)
     is_expert = (prompts["method"] == EXPERT).to_numpy()
@@ -156,7 +156,7 @@ def prompt_plane(prompts: pd.DataFrame, goals: Mapping[str, float], goal_unit: s
     for axes in grid[len(methods) :]:
         axes.set_axis_off()
     figure.legend(
-        handles=_plane_legend(tasks, colours, goals, goal_unit),
+        handles=_plane_legend(tasks, colours, labels),
         loc="outside upper left",
         ncols=min(len(tasks) + 2, 4),
         frameon=False,
@@ -195,9 +195,7 @@ def _task_colours(tasks: Sequence[int]) -> dict[int, str]:
     return {task: to_hex(scale(place)) for task, place in zip(tasks, np.linspace(0.0, 0.85, len(tasks)), strict=True)}
 
 
-def _plane_legend(
-    tasks: Sequence[int], colours: Mapping[int, str], goals: Mapping[str, float], goal_unit: str
-) -> list[Line2D]:
+def _plane_legend(tasks: Sequence[int], colours: Mapping[int, str], labels: Mapping[str, str]) -> list[Line2D]:
     def handle(label: str, **style: Any) -> Line2D:
         return Line2D([], [], linestyle="none", markersize=6, label=label, **style)
 
@@ -205,14 +203,12 @@ def _plane_legend(
         handle("expert prompt", marker="o", markerfacecolor="none", color=_QUIET_INK),
         handle("prompt of the method", marker="o", color=_QUIET_INK),
     ]
-    return kinds + [
-        handle(_task_label(task, goals, goal_unit, ", "), marker="o", color=colours[task]) for task in tasks
-    ]
+    return kinds + [handle(_task_label(task, labels, ", "), marker="o", color=colours[task]) for task in tasks]
 
 
-def _task_label(task: int, goals: Mapping[str, float], goal_unit: str, separator: str = "\n") -> str:
-    goal = goals.get(str(task))
-    return f"task {task}" if goal is None else f"task {task}{separator}{goal:g} {goal_unit}"
+def _task_label(task: int, labels: Mapping[str, str], separator: str = "\n") -> str:
+    label = labels.get(str(task))
+    return f"task {task}" if label is None else f"task {task}{separator}{label}"
 
 
 def _marker(method: str, methods: Sequence[str]) -> str:

@@ -77,7 +77,7 @@ def write_report(uri: str, experiment_name: str, path: Path, parent_run_id: str 
 def render(results: ExperimentResults) -> str:
     """Return the page as HTML text."""
     summary = results.summary
-    goals, unit = summary["goals"], summary["goal_unit"]
+    labels = summary["tasks"]
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     sections = [
         _section("conclusions", "What the numbers allow", _list(conclusions(results))),
@@ -86,13 +86,13 @@ def render(results: ExperimentResults) -> str:
         _section(
             "returns",
             "Returns and their intervals",
-            _image(returns_per_task(results.episodes, goals, unit), "Mean return of each method on each test task"),
+            _image(returns_per_task(results.episodes, labels), "Mean return of each method on each test task"),
             "Bars are 95\u00a0% bootstrap intervals: the prompts of a task are resampled, then the episodes of each.",
         ),
         _section(
             "prompts",
             "Prompts of the methods against the expert's",
-            _image(prompt_plane(results.prompts, goals, unit), "Prompts in the plane of two principal components"),
+            _image(prompt_plane(results.prompts, labels), "Prompts in the plane of two principal components"),
             "Principal components of the expert prompts alone: segments of expert data of the same tasks, normalised "
             "as the policy sees them. A method whose points leave the expert's writes prompts that no expert made.",
         ),
@@ -109,7 +109,8 @@ def conclusions(results: ExperimentResults) -> list[str]:
     ranked = sorted(methods, key=lambda name: _rank(methods[name]["mean"]), reverse=True)
     best = ranked[0]
     num_tasks = len(results.summary["test_tasks"])
-    sentences = [
+    caution = results.summary["caution"]
+    sentences = ([caution] if caution else []) + [
         f"{method_label(best)} has the highest mean return: {_number(methods[best]['mean'])} {_bounds(methods[best])} "
         f"over {num_tasks} test tasks; adapting takes it {_number(methods[best].get('seconds_adapt'))} s and "
         f"{_count(methods[best].get('tunable_parameters'))} tunable parameters."
@@ -204,11 +205,16 @@ def _task_table(summary: Mapping[str, Any]) -> str:
             for number in [_number(methods[name]["per_task"].get(task))]
         ]
         rows.append(f"<tr>{_method_heading(name, colours[name])}{''.join(cells)}</tr>")
-    goals = summary["goals"]
-    heads = [
-        f"Task {task}, {goals[task]:g} {summary['goal_unit']}" if task in goals else f"Task {task}" for task in tasks
-    ]
+    labels = summary["tasks"]
+    heads = [f"Task {task}, {labels[task]}" if task in labels else f"Task {task}" for task in tasks]
     return _table(("Method", *heads), rows)
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def _provenance(results: ExperimentResults) -> str:
@@ -218,7 +224,7 @@ def _provenance(results: ExperimentResults) -> str:
         "seed": summary["seed"],
         "dataset digest": summary["dataset_digest"],
         "test tasks": ", ".join(map(str, summary["test_tasks"])),
-        **{f"protocol: {key}": value for key, value in summary["protocol"].items()},
+        **{f"protocol: {key}": value for key, value in _flat(summary["protocol"]).items()},
         "MLflow run": parent.info.run_id,
         "started": _when(parent.info.start_time),
     }

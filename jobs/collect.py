@@ -1,98 +1,90 @@
-"""Collect the offline dataset of an experiment: rollout actors run the shipped expert on every task.
+"""Collect the offline dataset of an experiment: rollout actors run the family's experts on every task.
 
 python jobs/collect.py quickstart
 """
 
-from pathlib import Path
-
-import numpy as np
 from workspace import JobOptions, Stage, StageRun, Workspace, run_job
 
-from promptdiffuser.data.episodes import Episodes
-from promptdiffuser.data.manifest import FileRecord, Manifest, TaskRecord, package_versions
-from promptdiffuser.data.store import file_record, open_dataset, part_path, read_part, write_part
+from promptdiffuser.data.manifest import FileRecord, package_versions
+from promptdiffuser.data.parts import describe_part, read_part
+from promptdiffuser.data.storage import Storage
+from promptdiffuser.data.store import DatasetWriter
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.rollouts import RolloutPool
-from promptdiffuser.evaluation.blocks import CollectBlock
+from promptdiffuser.evaluation.blocks import CollectBlock, collect_blocks
 from promptdiffuser.tasks import get_family
-from promptdiffuser.tasks.experts import ExpertNetwork, shipped_weights
-from promptdiffuser.tasks.family import TaskFamily
+from promptdiffuser.tasks.experts import Demonstrator, Quality, demonstrators, shipped_file
 
 DATASET = "dataset"
-QUALITIES = ("expert", "random")
 
 
 def stage(workspace: Workspace) -> Stage:
     """Return the collect stage."""
     experiment = workspace.experiment
-    family = get_family(experiment.family)
-    episodes = {"expert": experiment.collection.episodes_per_task, "random": experiment.collection.reference_episodes}
-    expert = shipped_weights(family.name, "expert")
+    family, wanted = get_family(experiment.family), experiment.collection
+    makers: dict[Quality, Demonstrator] = {}
+    for quality in wanted.qualities:
+        makers |= demonstrators(family, quality)
     settings = {
         "family": family.name,
         "seed": experiment.seed,
-        "episodes": episodes,
-        "expert": expert.with_suffix(".json").read_text(),
+        "qualities": wanted.qualities,
+        "episodes": wanted.episodes_per_task,
+        "demonstrators": {quality: shipped_file(family, quality, "json").read_text() for quality in makers},
         "versions": package_versions(),
     }
 
     def work(run: StageRun) -> None:
-        folder = run.folder / DATASET
-        blocks = [CollectBlock(t, q, episodes[q], experiment.seed) for q in QUALITIES for t in family.tasks]
-        missing = [block for block in blocks if not (folder / part_path(block.task, block.quality)).is_file()]
+        writer = DatasetWriter(run.folder / DATASET, family, workspace.command, experiment.seed)
+        blocks = [
+            block
+            for quality in wanted.qualities
+            for task in family.tasks
+            for block in collect_blocks(
+                writer.storage, family, task, quality, wanted.episodes_per_task, experiment.seed
+            )
+        ]
+        missing = []
+        for block in blocks:
+            if writer.storage.has(block.name):
+                writer.adopt(block.name, found_record(writer.storage, block))
+            else:
+                missing.append(block)
         run.expect(len(blocks), len(blocks) - len(missing))
         if missing:
             connect(experiment.cluster)
             pool = RolloutPool(family.name, experiment.cluster.rollout_actors)
-            for block, part in pool.run(missing, {"expert": ExpertNetwork.load(expert)}):
-                write_part(folder, block.quality, part)
+            for block, record in pool.run(missing, makers):
+                writer.adopt(block.name, record)
                 run.advance()
             pool.close()
-        _write_manifest(folder, family, blocks, workspace.command)
-        manifest = open_dataset(folder).manifest
+        manifest = writer.commit().manifest
+        records = manifest.files.values()
         run.run.log_metrics(
             {
-                "data/expert_return": float(np.mean([task.expert_return for task in manifest.tasks.values()])),
-                "data/random_return": float(np.mean([task.random_return for task in manifest.tasks.values()])),
-                "data/steps": float(sum(record.steps for record in manifest.files.values())),
+                "data/episodes": float(sum(record.episodes for record in records)),
+                "data/steps": float(sum(record.steps for record in records)),
             }
+            | {f"data/{q}/return": mean_return([r for r in records if r.quality == q]) for q in wanted.qualities}
         )
-        run.run.log_artifact(folder / "manifest.json")
+        run.run.log_artifact(run.folder / DATASET / "manifest.json")
 
     return Stage("collect", "collect", settings, work, f"python jobs/collect.py {experiment.name}")
 
 
-def dataset_folder(workspace: Workspace) -> Path:
+def found_record(storage: Storage, block: CollectBlock) -> FileRecord:
+    """Describe a file that an interrupted run of the stage finished."""
+    return describe_part(storage, block.name, block.task, block.quality, read_part(storage, block.name, block.task))
+
+
+def mean_return(records: list[FileRecord]) -> float:
+    """Return the mean over all episodes of some files."""
+    return sum(r.return_mean * r.episodes for r in records) / sum(r.episodes for r in records)
+
+
+def dataset_location(workspace: Workspace) -> str:
     """Return the dataset that the experiment reads: the one passed, or its own collect stage's."""
-    return workspace.options.dataset or workspace.finished(stage(workspace)) / DATASET
-
-
-def _write_manifest(folder: Path, family: TaskFamily, blocks: list[CollectBlock], command: str) -> None:
-    parts: dict[tuple[int, str], Episodes] = {}
-    files: dict[str, FileRecord] = {}
-    for block in blocks:
-        name = part_path(block.task, block.quality)
-        parts[block.task, block.quality] = read_part(folder / name, block.task)
-        files[name] = file_record(folder / name, block.task, block.quality, parts[block.task, block.quality].lengths)
-    Manifest(
-        family=family.name,
-        observation_dim=family.observation_dim,
-        action_dim=family.action_dim,
-        horizon=family.horizon,
-        seed=blocks[0].seed,
-        command=command,
-        versions=package_versions(),
-        tasks={
-            task: TaskRecord(
-                goal=family.goal(task),
-                random_return=float(parts[task, "random"].returns.mean()),
-                expert_return=float(parts[task, "expert"].returns.mean()),
-                best_return=float(parts[task, "expert"].returns.max()),
-            )
-            for task in family.tasks
-        },
-        files=files,
-    ).write(folder)
+    return workspace.options.dataset or str(workspace.finished(stage(workspace)) / DATASET)
 
 
 def main(options: JobOptions) -> None:

@@ -50,7 +50,11 @@ def stage(workspace: Workspace) -> Stage:
 
     def work(run: StageRun) -> None:
         builder = PoolBuilder(
-            dataset, normaliser, backbone.config.prompt_length, experiment.diffuser.context_transitions
+            dataset,
+            normaliser,
+            backbone.config.prompt_length,
+            experiment.diffuser.context_transitions,
+            experiment.quality,
         )
         protocol = experiment.evaluation
         # Prompts are sums too: the same on a driver with other cores, or in a Ray job.
@@ -69,7 +73,7 @@ def stage(workspace: Workspace) -> Stage:
                 method,
                 family.test_tasks,
                 builder,
-                protocol.few_shot_episodes,
+                protocol.few_shot,
                 protocol.prompts,
                 experiment.seed,
                 lambda task, models=models: load_diffuser(models[task] / "model", family, CPU),
@@ -82,7 +86,7 @@ def stage(workspace: Workspace) -> Stage:
             for task in family.test_tasks
         ]
         episodes = run_blocks(run, blocks, policies, workspace)
-        expert_pool = builder.pool(family.test_tasks, protocol.few_shot_episodes)
+        expert_pool = builder.few_shot_pool(family.test_tasks, protocol.few_shot)
         shown = {"expert": _split_by_task(expert_pool.prompts, expert_pool.index.tasks), **prompts}
         summary = summarise(workspace, dataset, episodes, costs)
         log_results(run, episodes, shown, summary)
@@ -131,8 +135,9 @@ def summarise(
         "experiment": experiment.name,
         "family": family.name,
         "test_tasks": list(family.test_tasks),
-        "goal_unit": family.goal_unit,
-        "goals": {str(task): family.goal(task) for task in family.test_tasks},
+        "tasks": {str(task): family.label(task) for task in family.test_tasks},
+        "caution": family.caution,
+        "has_success": family.has_success,
         "dataset_digest": dataset.manifest.digest,
         "protocol": dataclasses.asdict(experiment.evaluation),
         "command": workspace.command,

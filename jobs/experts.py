@@ -1,47 +1,56 @@
-"""Train the task-conditioned expert of a family with PPO and ship it with a medium checkpoint.
+"""Make the experts of task families and measure the reference returns of every task.
 
-    python jobs/experts.py --family cheetah-vel
+    python jobs/experts.py cheetah-dir ant-dir hopper-params
 
-Needs the extra `experts` (stable-baselines3). Checkpoints are kept by a fixed rule: every `evaluate_every` steps the
-deterministic policy runs one seeded episode of every task; the *expert* is the checkpoint with the highest mean return,
-the *medium* one is the first that covers half of the way from the random policy to the expert. Both are then measured
-again on fresh seeds, and that number is the one in the JSON.
+*Learned experts* (locomotion): PPO conditioned on the goal, one Ray task a family and seed; needs the extra `experts`
+(stable-baselines3). Checkpoints are kept by a fixed rule: every `evaluate_every` steps the deterministic policy runs
+one seeded episode of every task; the *expert* is the checkpoint with the highest mean return, over all seeds, the
+*medium* one is the first of the same training that covers half of the way from the random policy to the expert.
+
+*Scripted experts* (Meta-World) need no training. Their *medium* policy replaces a share of the actions by random ones,
+the smallest share, in tenths, that brings the mean return to half of the way or below.
+
+All are measured again on fresh seeds, and those numbers are the ones in the JSON files.
 """
 
+import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium
-import mujoco
 import numpy as np
-import torch
 import tyro
 from gymnasium.spaces import Box
+from workspace import exit_status
 
-from promptdiffuser.evaluation.stepping import BatchPolicy, EpisodeRequest, EpisodeStepper
+from promptdiffuser.data.episodes import Episodes
+from promptdiffuser.data.manifest import package_versions
+from promptdiffuser.distributed.cluster import connect
+from promptdiffuser.distributed.tasks import run_tasks
+from promptdiffuser.evaluation.blocks import lockstep_of
+from promptdiffuser.evaluation.stepping import EpisodeRequest, EpisodeStepper
+from promptdiffuser.experiment import ClusterConfig
 from promptdiffuser.seeding import numpy_generator, seed_at
 from promptdiffuser.tasks import get_family
-from promptdiffuser.tasks.experts import ExpertNetwork, ExpertPolicy, RandomPolicy
-from promptdiffuser.tasks.family import Floats, TaskFamily
+from promptdiffuser.tasks.experts import QUALITIES, Demonstrator, ExpertNetwork, RandomPolicy, policy_of
+from promptdiffuser.tasks.family import Floats, LearnedExpert, TaskFamily
+
+TASKS_FOLDER = Path("platform/promptdiffuser/tasks")
+CALIBRATION_TASKS = 10
+"""Tasks, spread over the family, on which a scripted family's medium policy is chosen and measured."""
 
 
 @dataclass(frozen=True)
-class ExpertTraining:
+class PPOConfig:
     """Settings of one PPO run over all tasks of a family."""
 
-    family: str = "cheetah-vel"
-    """Task family to train an expert for."""
-    output: Path = Path("platform/promptdiffuser/tasks/expert_weights")
-    """Folder that receives FAMILY-expert and FAMILY-medium."""
     total_steps: int = 9_000_000
     """Environment steps in all."""
     evaluate_every: int = 163_840
     """Environment steps between evaluations of the deterministic policy on all tasks."""
-    final_episodes: int = 5
-    """Episodes a task in the measurement that goes into the JSON."""
     num_envs: int = 16
     """Environments stepped in lockstep."""
     rollout_steps: int = 512
@@ -56,8 +65,41 @@ class ExpertTraining:
     """Reward discount per step."""
     hidden: int = 128
     """Width of the two hidden layers of policy and value networks."""
-    seed: int = 0
-    """Seed of everything."""
+
+
+@dataclass(frozen=True)
+class ExpertsJob:
+    """Command line of the job."""
+
+    families: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Task families to make experts for."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the trainings of a learned expert; the best one is kept."""
+    reference_episodes: int = 5
+    """Episodes a task of the random policy and of the expert for the reference returns."""
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    output: Path = TASKS_FOLDER
+    """Folder that receives expert_weights/ and reference_returns/."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+@dataclass(frozen=True)
+class Training:
+    """One PPO run."""
+
+    family: str
+    seed: int
+    config: PPOConfig
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The deterministic policy at one moment of a training."""
+
+    steps: int
+    mean_return: float
+    """Over one seeded episode of every task."""
+    network: ExpertNetwork
 
 
 class EveryTask(gymnasium.Env[Floats, Floats]):
@@ -65,34 +107,50 @@ class EveryTask(gymnasium.Env[Floats, Floats]):
 
     def __init__(self, family: TaskFamily) -> None:
         self.family = family
-        self._envs = {task: family.make(task) for task in family.tasks}
         self.task = family.tasks[0]
+        self._env, self._expert = family.make(self.task), family.expert
+        self._goal = np.array([family.goal(self.task)], np.float32)
         self._steps = 0
-        template = np.zeros((1, family.observation_dim), np.float32)
-        num_features = family.expert_features(template, np.zeros(1, np.float32)).shape[1]
+        num_features = len(self._features(np.zeros(family.observation_dim, np.float32)))
         self.observation_space = Box(-np.inf, np.inf, (num_features,), np.float32)
         self.action_space = Box(-1.0, 1.0, (family.action_dim,), np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
         super().reset(seed=seed)
         self.task = int(self.np_random.choice(self.family.tasks))
+        self._env.set_task(self.task)
+        self._goal = np.array([self.family.goal(self.task)], np.float32)
         self._steps = 0
-        observation, info = self._envs[self.task].reset(seed=int(self.np_random.integers(2**31)))
+        observation, info = self._env.reset(seed=int(self.np_random.integers(2**31)))
         return self._features(observation), info
 
     def step(self, action: Floats) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
-        observation, reward, terminated, _, info = self._envs[self.task].step(action)
+        observation, reward, terminated, _, info = self._env.step(self._expert.actions(action[None], self._goal)[0])
         self._steps += 1
         return self._features(observation), float(reward), terminated, self._steps >= self.family.horizon, info
 
     def _features(self, observation: Floats) -> Floats:
-        return self.family.expert_features(observation[None], np.array([self.family.goal(self.task)], np.float32))[0]
+        return self._expert.features(observation[None], self._goal)[0]
 
 
-def mean_returns(stepper: EpisodeStepper, policy: BatchPolicy, requests: Sequence[EpisodeRequest]) -> dict[int, float]:
-    """Return the mean return of each task."""
-    episodes = stepper.run(requests, policy)
-    return {int(t): float(episodes.returns[episodes.tasks == t].mean()) for t in np.unique(episodes.tasks)}
+def run_episodes(family: TaskFamily, demonstrator: Demonstrator | None, requests: Sequence[EpisodeRequest]) -> Episodes:
+    """Run episodes of a demonstrator, or of random actions if there is none, batch by batch."""
+    stepper, size, parts = EpisodeStepper(family), lockstep_of(family), []
+    for start in range(0, len(requests), size):
+        batch = requests[start : start + size]
+        seeds = [request.seed for request in batch]
+        policy = RandomPolicy(family, seeds) if demonstrator is None else policy_of(family, demonstrator, seeds)
+        parts.append(stepper.run(batch, policy))
+    return Episodes.concatenate(parts)
+
+
+def requests_of(purpose: str, tasks: Sequence[int], episodes: int, seed: int) -> list[EpisodeRequest]:
+    """Return seeded episodes of tasks; the purpose keeps those that select and those that measure apart."""
+    return [
+        EpisodeRequest(task, seed_at(seed, purpose, task, number) % 2**31)
+        for task in tasks
+        for number in range(episodes)
+    ]
 
 
 def export(model: Any, normaliser: Any) -> ExpertNetwork:
@@ -107,34 +165,33 @@ def export(model: Any, normaliser: Any) -> ExpertNetwork:
     )
 
 
-def train(config: ExpertTraining) -> None:
-    """Train, select by the rule of the module's docstring, and write both checkpoints."""
+def train(training: Training) -> list[Checkpoint]:
+    """Run PPO and return every evaluated checkpoint."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-    torch.set_num_threads(1)
-    family = get_family(config.family)
-    stepper = EpisodeStepper(family)
-    checkpoints: list[tuple[int, float, ExpertNetwork]] = []
-    requests = [EpisodeRequest(task, seed_at(config.seed, "select", task) % 2**31) for task in family.tasks]
+    family, config = get_family(training.family), training.config
+    checkpoints: list[Checkpoint] = []
+    requests = requests_of("select", family.tasks, 1, training.seed)
 
     class KeepCheckpoints(BaseCallback):  # type: ignore[misc]
         def _on_rollout_start(self) -> None:
-            due = len(checkpoints) * config.evaluate_every
-            if self.num_timesteps >= due:
+            if self.num_timesteps >= len(checkpoints) * config.evaluate_every:
                 network = export(self.model, normalised)
-                mean = float(np.mean(list(mean_returns(stepper, ExpertPolicy(family, network), requests).values())))
-                checkpoints.append((self.num_timesteps, mean, network))
+                mean = float(run_episodes(family, network, requests).returns.mean())
+                checkpoints.append(Checkpoint(self.num_timesteps, mean, network))
                 print(
-                    f"{self.num_timesteps:>9} steps  mean return over {len(family.tasks)} tasks {mean:8.2f}", flush=True
+                    f"{family.name} seed {training.seed}: {self.num_timesteps:>9} steps, mean return {mean:8.2f} "
+                    f"over {len(family.tasks)} tasks",
+                    flush=True,
                 )
 
         def _on_step(self) -> bool:
             return True
 
     normalised = VecNormalize(DummyVecEnv([lambda: EveryTask(family)] * config.num_envs), gamma=config.discount)
-    normalised.seed(int(numpy_generator(config.seed, "ppo").integers(2**31)))
+    normalised.seed(int(numpy_generator(training.seed, "ppo").integers(2**31)))
     model = PPO(
         "MlpPolicy",
         normalised,
@@ -144,40 +201,155 @@ def train(config: ExpertTraining) -> None:
         learning_rate=lambda remaining: config.learning_rate * max(remaining, 0.1),
         gamma=config.discount,
         policy_kwargs={"net_arch": [config.hidden, config.hidden]},
-        seed=config.seed,
+        seed=training.seed,
         device="cpu",
     )
     model.learn(config.total_steps, callback=KeepCheckpoints())
+    return checkpoints
 
-    fresh = [
-        EpisodeRequest(task, seed_at(config.seed, "final", task, episode) % 2**31)
-        for task in family.tasks
-        for episode in range(config.final_episodes)
-    ]
-    random_returns = mean_returns(stepper, RandomPolicy(family, [request.seed for request in fresh]), fresh)
-    random_mean = float(np.mean(list(random_returns.values())))
-    expert = max(checkpoints, key=lambda checkpoint: checkpoint[1])
-    halfway = (random_mean + expert[1]) / 2
-    medium = next(checkpoint for checkpoint in checkpoints if checkpoint[1] >= halfway)
-    for quality, (steps, selected_on, network) in {"expert": expert, "medium": medium}.items():
-        returns = mean_returns(stepper, ExpertPolicy(family, network), fresh)
+
+def measure(work: tuple[str, Demonstrator | None, list[EpisodeRequest]]) -> dict[int, tuple[float, float]]:
+    """Return the mean return and the share of solved episodes of each task."""
+    family, demonstrator, requests = get_family(work[0]), *work[1:]
+    episodes = run_episodes(family, demonstrator, requests)
+    by_task = {int(task): episodes.tasks == task for task in np.unique(episodes.tasks)}
+    return {t: (float(episodes.returns[m].mean()), float(episodes.successes[m].mean())) for t, m in by_task.items()}
+
+
+def measure_all(
+    family: TaskFamily, demonstrator: Demonstrator | None, requests: list[EpisodeRequest]
+) -> dict[int, tuple[float, float]]:
+    """Measure on the cluster, a few tasks at a time."""
+    tasks = sorted({request.task for request in requests})
+    groups = [set(tasks[start : start + 5]) for start in range(0, len(tasks), 5)]
+    work = [(family.name, demonstrator, [r for r in requests if r.task in group]) for group in groups]
+    return {task: result for _, results in run_tasks(measure, work) for task, result in sorted(results.items())}
+
+
+def mean_return(measured: dict[int, tuple[float, float]]) -> float:
+    """Return the mean over tasks."""
+    return float(np.mean([value for value, _ in measured.values()]))
+
+
+def choose_network(trained: dict[int, list[Checkpoint]], random_mean: float) -> tuple[int, dict[str, Checkpoint]]:
+    """Return the seed that is kept and its expert and medium checkpoints."""
+    seed = max(trained, key=lambda seed: max(checkpoint.mean_return for checkpoint in trained[seed]))
+    expert = max(trained[seed], key=lambda checkpoint: checkpoint.mean_return)
+    halfway = (random_mean + expert.mean_return) / 2
+    medium = next(checkpoint for checkpoint in trained[seed] if checkpoint.mean_return >= halfway)
+    return seed, {"expert": expert, "medium": medium}
+
+
+def calibration_tasks(family: TaskFamily) -> tuple[int, ...]:
+    """Return tasks spread over the family."""
+    return family.tasks[:: max(1, len(family.tasks) // CALIBRATION_TASKS)][:CALIBRATION_TASKS]
+
+
+def choose_random_share(family: TaskFamily, seed: int) -> tuple[float, dict[str, float]]:
+    """Return the medium policy's share of random actions, and the mean return at every share tried."""
+    requests = requests_of("select", calibration_tasks(family), 3, seed)
+    shares = [tenth / 10 for tenth in range(11)]
+    means = {
+        share: float(np.mean([value for value, _ in results.values()]))
+        for (_, share, _), results in run_tasks(measure, [(family.name, share, requests) for share in shares])
+    }
+    halfway = (means[0.0] + means[1.0]) / 2
+    return min(share for share in shares if means[share] <= halfway), {str(s): means[s] for s in shares}
+
+
+def ship(job: ExpertsJob, family: TaskFamily, trained: dict[int, list[Checkpoint]]) -> None:
+    """Choose, measure on fresh seeds, and write a family's experts and reference returns."""
+    fresh = requests_of("final", family.tasks, job.reference_episodes, job.seeds[0])
+    random_policy = measure_all(family, None, fresh)
+    makers: dict[str, tuple[Demonstrator, dict[str, Any]]]
+    if isinstance(family.expert, LearnedExpert):
+        seed, chosen = choose_network(trained, mean_return(random_policy))
+        makers = {
+            quality: (
+                checkpoint.network,
+                {
+                    "training": asdict(job.ppo) | {"seed": seed},
+                    "environment_steps": checkpoint.steps,
+                    "selection_mean_return": checkpoint.mean_return,
+                },
+            )
+            for quality, checkpoint in chosen.items()
+        }
+    else:
+        share, tried = choose_random_share(family, job.seeds[0])
+        makers = {
+            "expert": (0.0, {"random_share": 0.0}),
+            "medium": (share, {"random_share": share, "mean_return_by_random_share": tried}),
+        }
+    measured = {
+        quality: measure_all(
+            family,
+            demonstrator,
+            # A scripted medium policy is measured where it was chosen: the families are large, and simulating is slow.
+            fresh
+            if quality == "expert" or isinstance(demonstrator, ExpertNetwork)
+            else requests_of("final", calibration_tasks(family), job.reference_episodes, job.seeds[0]),
+        )
+        for quality, (demonstrator, _) in makers.items()
+    }
+    for quality, (demonstrator, how) in makers.items():
         record = {
             "family": family.name,
             "quality": quality,
-            "rule": "expert: highest mean return at evaluations; medium: first at least halfway from random to expert",
-            "command": f"python jobs/experts.py --family {family.name} --seed {config.seed}",
-            "training": asdict(config) | {"output": None},
-            "environment_steps": steps,
-            "selection_mean_return": selected_on,
-            "mean_return": float(np.mean(list(returns.values()))),
-            "random_mean_return": random_mean,
-            "returns_by_task": returns,
-            "versions": {"mujoco": mujoco.__version__, "gymnasium": gymnasium.__version__, "torch": torch.__version__},
+            "rule": QUALITIES[quality],
+            "command": f"python jobs/experts.py {family.name} --seeds {' '.join(map(str, job.seeds))}",
+            **how,
+            "mean_return": mean_return(measured[quality]),
+            "success": float(np.mean([success for _, success in measured[quality].values()])),
+            "random_mean_return": mean_return(random_policy),
+            "returns_by_task": {task: value for task, (value, _) in sorted(measured[quality].items())},
+            "versions": package_versions(),
         }
-        network.save(config.output, f"{family.name}-{quality}", record)
-        print(f"{quality}: {steps} steps, mean return {record['mean_return']:.2f}")
+        folder, name = job.output / "expert_weights", f"{family.name}-{quality}"
+        if isinstance(demonstrator, ExpertNetwork):
+            demonstrator.save(folder, name, record)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+        print(f"{family.name} {quality}: mean return {record['mean_return']:.2f}, success {record['success']:.3f}")
+    references = {
+        "family": family.name,
+        "command": f"python jobs/experts.py {family.name} --seeds {' '.join(map(str, job.seeds))}",
+        "columns": ["random_return", "expert_return", "expert_success"],
+        "episodes_per_task": job.reference_episodes,
+        "seed": job.seeds[0],
+        "versions": package_versions(),
+        "tasks": {
+            task: [round(number, 4) for number in (random_policy[task][0], *measured["expert"][task])]
+            for task in family.tasks
+        },
+    }
+    path = job.output / "reference_returns" / f"{family.name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # One line a task: a family can have thousands.
+    head = json.dumps(references | {"tasks": {}}, indent=1).removesuffix("{}\n}")
+    lines = ",\n".join(f'  "{task}": {json.dumps(numbers)}' for task, numbers in references["tasks"].items())
+    path.write_text(f"{head}{{\n{lines}\n }}\n}}\n")
+
+
+def main(job: ExpertsJob) -> None:
+    """Train all families and seeds side by side, then choose and measure family by family."""
+    families = [get_family(name) for name in job.families]
+    connect(job.cluster)
+    trainings = [
+        Training(family.name, seed, job.ppo)
+        for family in families
+        if isinstance(family.expert, LearnedExpert)
+        for seed in job.seeds
+    ]
+    trained: dict[str, dict[int, list[Checkpoint]]] = {}
+    for training, checkpoints in run_tasks(train, trainings):
+        trained.setdefault(training.family, {})[training.seed] = checkpoints
+    for family in families:
+        ship(job, family, trained.get(family.name, {}))
 
 
 if __name__ == "__main__":
-    train(tyro.cli(ExpertTraining, description=__doc__))
+    with exit_status():
+        main(tyro.cli(ExpertsJob, description=__doc__))
     sys.exit(0)

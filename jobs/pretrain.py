@@ -14,7 +14,7 @@ from promptdiffuser.data.store import Dataset, open_dataset
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.training import TrainJob, train_on_cluster
 from promptdiffuser.errors import UserError
-from promptdiffuser.experiment import ClusterConfig
+from promptdiffuser.experiment import Experiment
 from promptdiffuser.learning.trainings import BackboneTraining, Training
 from promptdiffuser.tasks import get_family
 
@@ -28,6 +28,7 @@ def stage(workspace: Workspace) -> Stage:
         "family": family.name,
         "seed": experiment.seed,
         "dataset": dataset.manifest.digest,
+        "quality": experiment.quality,
         "backbone": dataclasses.asdict(experiment.backbone),
         "pretraining": dataclasses.asdict(experiment.pretraining),
     }
@@ -39,10 +40,12 @@ def stage(workspace: Workspace) -> Stage:
             backbone=experiment.backbone,
             loss=experiment.pretraining.loss,
             optimisation=experiment.pretraining.optimisation,
-            statistics=Normaliser.fit(dataset.read(family.train_tasks), family.return_scale).tensors(),
+            statistics=Normaliser.fit(
+                dataset.parts(family.train_tasks, experiment.quality), family.return_scale
+            ).tensors(),
             dataset_digest=dataset.manifest.digest,
         )
-        train_with_ray(run, training, dataset, family.train_tasks, experiment.cluster)
+        train_with_ray(run, training, dataset, experiment)
 
     return Stage("pretrain", "pretrain", settings, work, f"python jobs/pretrain.py {experiment.name}")
 
@@ -54,28 +57,27 @@ def backbone_folder(workspace: Workspace) -> Path:
 
 def checked_dataset(workspace: Workspace) -> Dataset:
     """Open the experiment's dataset; raises `UserError` if it is broken or of another family."""
-    dataset = open_dataset(collect.dataset_folder(workspace))
+    dataset = open_dataset(collect.dataset_location(workspace))
     if dataset.manifest.family != workspace.experiment.family:
         raise UserError(
-            f"{dataset.folder} holds {dataset.manifest.family}, the experiment is on {workspace.experiment.family}"
+            f"{dataset.location} holds {dataset.manifest.family}, the experiment is on {workspace.experiment.family}"
         )
     return dataset
 
 
-def train_with_ray(
-    run: StageRun, training: Training, dataset: Dataset, tasks: tuple[int, ...], cluster: ClusterConfig
-) -> None:
-    """Train in the stage's folder on Ray Train workers, showing the progress."""
-    connect(cluster)
+def train_with_ray(run: StageRun, training: Training, dataset: Dataset, experiment: Experiment) -> None:
+    """Train on the training tasks, in the stage's folder, on Ray Train workers, showing the progress."""
+    tasks, quality = dataset.family.train_tasks, experiment.quality
+    connect(experiment.cluster)
     run.run.log_dataset(
         dataset.manifest.family,
         dataset.manifest.digest,
-        str(dataset.folder),
-        {"tasks": len(tasks), "episodes": sum(record.episodes for _, record in dataset.files(tasks))},
+        dataset.location,
+        {"tasks": len(tasks), "episodes": sum(record.episodes for _, record in dataset.files(tasks, quality))},
     )
-    job = TrainJob(training, dataset.folder.resolve(), tasks, run.folder, run.run)
+    job = TrainJob(training, dataset.storage, tasks, quality, run.folder, run.run)
     with run.watch_training([run.folder]):
-        train_on_cluster(job, cluster)
+        train_on_cluster(job, experiment.cluster)
 
 
 def main(options: JobOptions) -> None:

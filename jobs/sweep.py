@@ -67,7 +67,9 @@ def stage(workspace: Workspace, sweep: GuidanceSweep) -> Stage:
             identity = Stage(name, "trial", {"parts": parts}, lambda _: None, "")
             log = run.tracker.run(name, identity.fingerprint, run.run, {"promptdiffuser.stage": "trial"})
             log.log_params(point)
-            job = TrainJob(training, dataset.folder.resolve(), family.train_tasks, workspace.folder_of(identity), log)
+            job = TrainJob(
+                training, dataset.storage, family.train_tasks, experiment.quality, workspace.folder_of(identity), log
+            )
             trials.append(Trial(name, point, job, sweep.method, family.validation_tasks, experiment.evaluation))
         pool = RolloutPool(family.name, experiment.cluster.rollout_actors)
         with run.watch_training([trial.job.folder for trial in trials]):

@@ -33,8 +33,7 @@ def multi_task_stage(workspace: Workspace, method: Method) -> Stage:
     training = training_of(workspace, method, "multi-task", experiment.diffuser.multi_task)
 
     def work(run: StageRun) -> None:
-        tasks = get_family(experiment.family).train_tasks
-        pretrain.train_with_ray(run, training, dataset, tasks, experiment.cluster)
+        pretrain.train_with_ray(run, training, dataset, experiment)
 
     return Stage(
         f"diffuser-{method.name}",
@@ -65,8 +64,9 @@ def few_shot_stage(workspace: Workspace, tasks: Sequence[int]) -> Stage:
         jobs = [
             TrainJob(
                 training,
-                dataset.folder.resolve(),
+                dataset.storage,
                 (task,),
+                experiment.evaluation.few_shot.quality,
                 few_shot_folder(run.folder, method, task),
                 run.tracker.run(
                     f"few-shot {method} task {task}",
@@ -78,13 +78,13 @@ def few_shot_stage(workspace: Workspace, tasks: Sequence[int]) -> Stage:
             for (method, task), training in trainings.items()
         ]
         with run.watch_training([job.folder for job in jobs]):
-            train_few_shot(jobs, experiment.evaluation.few_shot_episodes, lambda job: job.run.finish())
+            train_few_shot(jobs, experiment.evaluation.few_shot, lambda job: job.run.finish())
 
     return Stage(
         "few-shot",
         "few-shot",
         {f"{method}/{task}": settings_of(training) for (method, task), training in trainings.items()}
-        | {"episodes": experiment.evaluation.few_shot_episodes},
+        | {"few_shot": dataclasses.asdict(experiment.evaluation.few_shot)},
         work,
         f"python jobs/train_diffuser.py {experiment.name}",
     )

@@ -38,8 +38,9 @@ class JobOptions:
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     outputs: Path = Path("outputs")
     """Folder below which the experiment writes everything; shared storage on a cluster of several machines."""
-    dataset: Path | None = None
-    """Dataset folder to use instead of the one that the experiment's own collect stage writes."""
+    dataset: str | None = None
+    """Dataset (a folder, or s3:// or gs:// address) to use instead of the one that the experiment's own collect stage
+    writes."""
     backbone_checkpoint: Path | None = None
     """Backbone folder to use instead of the one that the experiment's own pretrain stage writes."""
 

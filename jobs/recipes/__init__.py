@@ -3,9 +3,13 @@
 from collections.abc import Callable
 
 from promptdiffuser.experiment import Experiment
-from recipes.cheetah_vel import cheetah_vel
+from promptdiffuser.tasks import FAMILIES
 from recipes.guidance_sweep import GuidanceSweep, quickstart_guidance
+from recipes.published import published_size
 from recipes.quickstart import quickstart
 
-RECIPES: dict[str, Callable[[], Experiment]] = {"quickstart": quickstart, "cheetah-vel": cheetah_vel}
+RECIPES: dict[str, Callable[[], Experiment]] = {
+    "quickstart": quickstart,
+    **{family: published_size(family) for family in FAMILIES},
+}
 SWEEPS: dict[str, Callable[[], GuidanceSweep]] = {"quickstart-guidance": quickstart_guidance}

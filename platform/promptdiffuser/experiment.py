@@ -19,6 +19,7 @@ from promptdiffuser.methods import METHODS
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.models.denoiser import DenoiserConfig
 from promptdiffuser.tasks import get_family
+from promptdiffuser.tasks.experts import Quality
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,16 @@ class CollectionConfig:
     """How the offline dataset is collected."""
 
     episodes_per_task: int = 30
-    """Expert episodes of every task."""
-    reference_episodes: int = 5
-    """Episodes a task of the random policy, the lower reference of normalised scores."""
+    """Episodes of every task and quality."""
+    qualities: tuple[Quality, ...] = ("expert",)
+    """Qualities to collect: expert, medium, random, mixed (tasks/experts.py says how each is made)."""
 
     def __post_init__(self) -> None:
         """Refuse an empty dataset."""
-        for name in ("episodes_per_task", "reference_episodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"collection.{name} must be at least 1, got {getattr(self, name)}")
+        if self.episodes_per_task < 1:
+            raise ValueError(f"collection.episodes_per_task must be at least 1, got {self.episodes_per_task}")
+        if not self.qualities or len(set(self.qualities)) < len(self.qualities):
+            raise ValueError(f"collection.qualities must name each quality once, got {self.qualities}")
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ class Experiment:
     methods: tuple[str, ...] = tuple(METHODS)
     """Methods to compare."""
     collection: CollectionConfig = field(default_factory=CollectionConfig)
+    quality: Quality = "expert"
+    """Quality of the episodes that the backbone and the diffuser learn from."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
@@ -129,11 +133,19 @@ class Experiment:
                 f"backbone.history ({self.backbone.history}) must fit the horizon of {family.name} ({family.horizon}) "
                 f"and backbone.prompt_length ({self.backbone.prompt_length}) must be below it"
             )
-        if self.evaluation.few_shot_episodes > self.collection.episodes_per_task:
+        if self.evaluation.few_shot.episodes > self.collection.episodes_per_task:
             raise ValueError(
-                f"evaluation.few_shot_episodes ({self.evaluation.few_shot_episodes}) must not exceed "
+                f"evaluation.few_shot.episodes ({self.evaluation.few_shot.episodes}) must not exceed "
                 f"collection.episodes_per_task ({self.collection.episodes_per_task})"
             )
+        for name, quality in (
+            ("quality", self.quality),
+            ("evaluation.few_shot.quality", self.evaluation.few_shot.quality),
+        ):
+            if quality not in self.collection.qualities:
+                raise ValueError(
+                    f"{name} is {quality}, which collection.qualities ({', '.join(self.collection.qualities)}) lacks"
+                )
 
     def to_json(self) -> str:
         """Return the experiment as JSON; `from_json` restores an equal object."""

@@ -1,4 +1,4 @@
-"""Run the benchmarks: `python -m tests.benchmarks [quickstart] [hot_loops]`, all of them without an argument."""
+"""Run the benchmarks, those that are named or all: `python -m tests.benchmarks [NAME ...]`."""
 
 import json
 import sys
@@ -8,10 +8,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import hot_loops, quickstart
+from tests.benchmarks import collection, hot_loops, large_dataset, quickstart
 from tests.benchmarks.entry import Ratio, Value
 
-BENCHMARKS = {"quickstart": quickstart.run, "hot_loops": hot_loops.run}
+BENCHMARKS = {
+    "quickstart": quickstart.run,
+    "hot_loops": hot_loops.run,
+    "collection": collection.run,
+    "large_dataset": large_dataset.run,
+}
 OUTPUT = Path("bench.json")
 
 

@@ -20,6 +20,8 @@ class Episodes:
     """(N,) seed that the simulator was reset with."""
     lengths: NDArray[np.int64]
     """(N,) steps until the episode ended."""
+    successes: NDArray[np.bool_]
+    """(N,) whether the task was solved at any step; False where the family does not say what success is."""
     observations: NDArray[np.float32]
     """(N, T, S) observation before each action, in the environment's units."""
     actions: NDArray[np.float32]

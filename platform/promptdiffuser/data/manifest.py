@@ -4,16 +4,17 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
+from promptdiffuser.data.storage import Storage
 from promptdiffuser.errors import UserError
+from promptdiffuser.tasks.family import Goal
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "manifest.json"
 # Physics differs between MuJoCo versions (HalfCheetah-v5, 200 equal steps: -85.5 in 3.3.0, -75.2 in 3.17.0).
 PHYSICS_PACKAGE = "mujoco"
-RECORDED_PACKAGES = ("mujoco", "gymnasium", "numpy", "pyarrow", "promptdiffuser")
+RECORDED_PACKAGES = ("mujoco", "gymnasium", "metaworld", "numpy", "pyarrow", "promptdiffuser")
 
 
 @dataclass(frozen=True)
@@ -24,20 +25,23 @@ class FileRecord:
     quality: str
     episodes: int
     steps: int
+    return_mean: float
+    return_min: float
+    return_max: float
+    successes: int
+    """Episodes that were solved; 0 where the family does not say what success is."""
     sha256: str
 
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """One task: its goal and the returns that scores are normalised with."""
+    """One task: the numbers that define it and the returns that scores are normalised with."""
 
-    goal: float
+    goal: Goal
     random_return: float
-    """Mean return of uniformly random actions."""
+    """Mean return of uniformly random actions, score 0 (tasks/references.py)."""
     expert_return: float
-    """Mean return of the expert's episodes in this dataset."""
-    best_return: float
-    """Highest return of any episode in this dataset."""
+    """Mean return of the family's expert, score 1 (tasks/references.py)."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,10 @@ class Manifest:
     observation_dim: int
     action_dim: int
     horizon: int
-    seed: int
-    command: str
+    seed: int | None
+    """Seed of the collection; none for imported episodes."""
+    commands: tuple[str, ...]
+    """What made the dataset: the first command and every one that appended to it."""
     versions: dict[str, str]
     tasks: dict[int, TaskRecord]
     files: dict[str, FileRecord]
@@ -58,24 +64,31 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Identify the dataset: 32 hexadecimal digits over everything here but the command, files by checksum."""
-        content = asdict(self) | {"command": None}
+        """Identify the dataset: 32 hexadecimal digits over everything here but the commands, files by checksum."""
+        content = asdict(self) | {"commands": None}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
-    def write(self, folder: Path) -> None:
-        """Write the manifest under a temporary name and rename it, so that it is never seen half-written."""
-        temporary = folder / f".{FILE_NAME}.writing"
-        temporary.write_text(json.dumps(asdict(self) | {"digest": self.digest}, indent=1) + "\n")
-        temporary.rename(folder / FILE_NAME)
+    def best_return(self, task: int) -> float:
+        """Return the highest return of any episode of a task."""
+        return max(record.return_max for record in self.files.values() if record.task == task)
+
+    def write(self, storage: Storage) -> None:
+        """Write the manifest, replacing the one before at once."""
+        document = asdict(self) | {"digest": self.digest}
+        with storage.writing(FILE_NAME) as file:
+            file.write((json.dumps(document, indent=1) + "\n").encode())
 
     @staticmethod
-    def read(folder: Path) -> "Manifest":
+    def read(storage: Storage) -> "Manifest":
         """Read the manifest of a dataset folder; raises `UserError` if it is missing or not readable as one."""
-        path = folder / FILE_NAME
-        if not path.is_file():
-            raise UserError(f"{folder} is not a dataset: it has no {FILE_NAME}; make one with jobs/collect.py")
+        path = f"{storage.location}/{FILE_NAME}"
+        if not storage.has(FILE_NAME):
+            raise UserError(
+                f"{storage.location} is not a dataset: it has no {FILE_NAME}; make one with jobs/collect.py"
+            )
         try:
-            document: dict[str, Any] = json.loads(path.read_text())
+            with storage.open(FILE_NAME) as file:
+                document: dict[str, Any] = json.loads(file.read().decode())
             if document["schema_version"] != SCHEMA_VERSION:
                 raise UserError(
                     f"{path} has schema version {document['schema_version']}, this platform reads {SCHEMA_VERSION}; "
@@ -83,7 +96,11 @@ class Manifest:
                 )
             recorded_digest = document.pop("digest")
             document["versions"][PHYSICS_PACKAGE]
-            document["tasks"] = {int(task): TaskRecord(**record) for task, record in document["tasks"].items()}
+            document["commands"] = tuple(document["commands"])
+            document["tasks"] = {
+                int(task): TaskRecord(**record | {"goal": tuple(record["goal"])})
+                for task, record in document["tasks"].items()
+            }
             document["files"] = {name: FileRecord(**record) for name, record in document["files"].items()}
             manifest = Manifest(**document)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

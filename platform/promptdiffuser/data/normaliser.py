@@ -4,9 +4,12 @@ The published code pools training *and test* data for its state statistics (mxu3
 `average_state_mean`); here they come from training tasks only, so nothing of a test task leaks.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from promptdiffuser.data.episodes import Episodes
@@ -39,26 +42,29 @@ class Normaliser:
     """() returns-to-go are divided by it."""
 
     @staticmethod
-    def fit(episodes: Episodes, return_scale: float) -> "Normaliser":
-        """Compute the statistics over every valid step of the episodes, in float64."""
-        steps = torch.arange(episodes.rewards.shape[1])[None] < torch.from_numpy(episodes.lengths)[:, None]
-        states = torch.from_numpy(episodes.observations)[steps].double()
-        rewards = torch.from_numpy(episodes.rewards)[steps].double()
-        state_mean, state_std = states.mean(0), states.std(0, correction=0) + STD_FLOOR
-        reward_mean, reward_std = rewards.mean(), rewards.std(correction=0) + STD_FLOOR
-        normal_states, normal_rewards = (states - state_mean) / state_std, (rewards - reward_mean) / reward_std
+    def fit(parts: Iterable[Episodes], return_scale: float) -> "Normaliser":
+        """Compute the statistics over every valid step of all episodes, in float64, one part in memory at a time."""
+        pooled: _Moments | None = None
+        for part in parts:
+            steps = np.arange(part.rewards.shape[1]) < part.lengths[:, None]
+            moments = _Moments.of(np.column_stack([part.observations[steps], part.rewards[steps]]))
+            pooled = moments if pooled is None else pooled.merged_with(moments)
+        if pooled is None:
+            raise ValueError("a normaliser needs at least one episode")
+        std = np.sqrt(pooled.squares / pooled.count) + STD_FLOOR
+        low, high = (pooled.low - pooled.mean) / std, (pooled.high - pooled.mean) / std
         statistics = {
-            "state_mean": state_mean,
-            "state_std": state_std,
-            "state_low": normal_states.amin(0),
-            "state_high": normal_states.amax(0),
-            "reward_mean": reward_mean,
-            "reward_std": reward_std,
-            "reward_low": normal_rewards.amin(),
-            "reward_high": normal_rewards.amax(),
-            "return_scale": torch.tensor(return_scale),
+            "state_mean": pooled.mean[:-1],
+            "state_std": std[:-1],
+            "state_low": low[:-1],
+            "state_high": high[:-1],
+            "reward_mean": pooled.mean[-1],
+            "reward_std": std[-1],
+            "reward_low": low[-1],
+            "reward_high": high[-1],
+            "return_scale": return_scale,
         }
-        return Normaliser(**{name: value.float() for name, value in statistics.items()})
+        return Normaliser(**{name: torch.tensor(value, dtype=torch.float32) for name, value in statistics.items()})
 
     def states(self, observations: Tensor) -> Tensor:
         """Normalise observations (..., S)."""
@@ -71,3 +77,32 @@ class Normaliser:
     def tensors(self) -> dict[str, Tensor]:
         """Return the statistics by name, for a safetensors file."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Count, mean, sum of squared deviations and range of some rows, a number each column."""
+
+    count: int
+    mean: NDArray[np.float64]
+    squares: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+    @staticmethod
+    def of(rows: NDArray[np.floating]) -> "_Moments":
+        values = rows.astype(np.float64)
+        mean = values.mean(axis=0)
+        return _Moments(len(values), mean, np.square(values - mean).sum(axis=0), values.min(axis=0), values.max(axis=0))
+
+    def merged_with(self, other: "_Moments") -> "_Moments":
+        """Combine two sets of rows exactly (Chan, Golub, LeVeque 1983, eq. 2.1)."""
+        count = self.count + other.count
+        apart = other.mean - self.mean
+        return _Moments(
+            count,
+            self.mean + apart * (other.count / count),
+            self.squares + other.squares + np.square(apart) * (self.count * other.count / count),
+            np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high),
+        )

@@ -1,141 +1,176 @@
-"""The dataset folder: Parquet with one row an episode, partitioned by task and quality, and its manifest.
+"""The dataset folder: Parquet files partitioned by task and quality, and the manifest that makes them a dataset.
 
-    DATASET/task=7/quality=expert/part-0.parquet
-    DATASET/manifest.json                           (written last: a folder without it is not a dataset)
+    DATASET/task=7/quality=expert/part-00000.parquet
+    DATASET/manifest.json                             (written last; a file that it does not list is not part of it)
 
-Columns: `episode` (its number within task and quality), `seed` (of the simulator's reset), `length`, and the native
-`fixed_shape_tensor` columns `observations` (T, S), `actions` (T, A), `rewards` (T), all float32. Native tensors are the
-only encoding that Arrow and Ray Data hand over as one contiguous array.
+So an interrupted write leaves the dataset as it was before.
 """
 
-import hashlib
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from promptdiffuser.data.episodes import Episodes
-from promptdiffuser.data.manifest import PHYSICS_PACKAGE, FileRecord, Manifest, package_versions
+from promptdiffuser.data.few_shot import FewShotConfig
+from promptdiffuser.data.manifest import (
+    FILE_NAME,
+    PHYSICS_PACKAGE,
+    FileRecord,
+    Manifest,
+    TaskRecord,
+    package_versions,
+)
+from promptdiffuser.data.parts import check_part, episodes_per_part, read_part, write_part
+from promptdiffuser.data.storage import Storage
 from promptdiffuser.errors import UserError
 from promptdiffuser.tasks import get_family
+from promptdiffuser.tasks.experts import Quality
 from promptdiffuser.tasks.family import TaskFamily
+from promptdiffuser.tasks.references import reference_returns
 
-
-def part_path(task: int, quality: str) -> str:
-    """Return the path of a task's file relative to the dataset folder."""
-    return f"task={task}/quality={quality}/part-0.parquet"
-
-
-def write_part(folder: Path, quality: str, episodes: Episodes) -> Path:
-    """Write the episodes of one task and quality, under a temporary name first, and return the file's path."""
-    (task,) = np.unique(episodes.tasks)
-    path = folder / part_path(int(task), quality)
-    table = pa.table(
-        {
-            "episode": np.arange(len(episodes), dtype=np.int64),
-            "seed": episodes.seeds,
-            "length": episodes.lengths,
-            "observations": _tensor_column(episodes.observations),
-            "actions": _tensor_column(episodes.actions),
-            "rewards": _tensor_column(episodes.rewards),
-        }
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing")
-    pq.write_table(table, temporary, compression="zstd")
-    temporary.rename(path)
-    return path
-
-
-def read_part(path: Path, task: int) -> Episodes:
-    """Read one Parquet file back; the task is in the path, not in the file."""
-    table = pq.ParquetFile(path).read().combine_chunks()
-    return Episodes(
-        tasks=np.full(table.num_rows, task, np.int64),
-        seeds=table["seed"].to_numpy(),
-        lengths=table["length"].to_numpy(),
-        observations=_tensor_array(table["observations"]),
-        actions=_tensor_array(table["actions"]),
-        rewards=_tensor_array(table["rewards"]),
-    )
-
-
-def file_record(path: Path, task: int, quality: str, lengths: NDArray[np.int64]) -> FileRecord:
-    """Describe a file that was just written."""
-    return FileRecord(task, quality, len(lengths), int(lengths.sum()), _sha256(path))
+CHECKED_AT_A_TIME = 4
+"""Files checked side by side: reading, hashing and decoding leave Python's lock."""
 
 
 @dataclass(frozen=True)
 class Dataset:
     """A dataset folder that passed validation."""
 
-    folder: Path
+    storage: Storage
     manifest: Manifest
+
+    @property
+    def location(self) -> str:
+        """Where it lies, as it can be opened again."""
+        return self.storage.location
 
     @property
     def family(self) -> TaskFamily:
         """The task family the data belongs to."""
         return get_family(self.manifest.family)
 
-    def files(self, tasks: Collection[int], quality: str = "expert") -> list[tuple[Path, FileRecord]]:
-        """Return the files of some tasks, ordered by task; raises `UserError` naming tasks without data."""
-        found = [(self.folder / path, r) for path, r in self.manifest.files.items() if r.quality == quality]
-        missing = set(tasks) - {record.task for _, record in found}
-        if missing:
-            raise UserError(f"{self.folder} has no {quality} episodes of task(s) {sorted(missing)}; collect them")
-        return sorted(((p, r) for p, r in found if r.task in set(tasks)), key=lambda pair: pair[1].task)
+    def files(self, tasks: Collection[int], quality: Quality = "expert") -> list[tuple[str, FileRecord]]:
+        """Return (name, record) of the files of some tasks, ordered by task; raises `UserError` naming what lacks."""
+        wanted = set(tasks)
+        found = [(n, r) for n, r in self.manifest.files.items() if r.quality == quality and r.task in wanted]
+        if missing := wanted - {record.task for _, record in found}:
+            raise UserError(f"{self.location} has no {quality} episodes of task(s) {sorted(missing)}; collect them")
+        return sorted(found, key=lambda pair: (pair[1].task, pair[0]))
 
-    def read(self, tasks: Collection[int], quality: str = "expert", limit: int | None = None) -> Episodes:
-        """Read the episodes of some tasks into memory, the first `limit` of each task if given."""
-        parts = [read_part(path, record.task) for path, record in self.files(tasks, quality)]
-        return Episodes.concatenate([part.select(slice(limit)) for part in parts])
+    def parts(self, tasks: Collection[int], quality: Quality = "expert") -> Iterator[Episodes]:
+        """Yield the episodes of some tasks file by file, in the order of `files`, one file in memory at a time."""
+        for name, record in self.files(tasks, quality):
+            yield read_part(self.storage, name, record.task)
+
+    def read(self, tasks: Collection[int], quality: Quality = "expert") -> Episodes:
+        """Read all episodes of some tasks into memory."""
+        return Episodes.concatenate(list(self.parts(tasks, quality)))
+
+    def few_shot(self, tasks: Collection[int], config: FewShotConfig) -> Episodes:
+        """Read the few-shot set of some tasks; raises `UserError` naming a task that has too few episodes."""
+        sets = [config.choose(self.read([task], config.quality)) for task in sorted(tasks)]
+        for few in sets:
+            if len(few) < config.episodes:
+                raise UserError(
+                    f"{self.location} has {len(few)} {config.quality} episodes of task {few.tasks[0]}, a few-shot set "
+                    f"needs {config.episodes}; collect more or lower --evaluation.few-shot.episodes"
+                )
+        return Episodes.concatenate(sets)
 
 
-def open_dataset(folder: Path) -> Dataset:
-    """Open and validate a dataset folder.
+def open_dataset(location: str | Path | Storage) -> Dataset:
+    """Open a dataset folder on any filesystem and validate all of it.
+
+    Every file is read once: checksum, columns, dimensions, lengths, finite numbers.
 
     Raises:
-        UserError: The manifest is missing or edited, a file is missing or changed, the dimensions are not the
-            family's, or the data was made with another physics version.
+        UserError: The manifest is missing or edited, a file is missing or changed, the data is not the family's or not
+            finite, or it was made with another physics version. The message says which and what to do.
     """
-    manifest = Manifest.read(folder)
+    storage = location if isinstance(location, Storage) else Storage.at(location)
+    location, manifest = storage.location, Manifest.read(storage)
     family = get_family(manifest.family)
     expected = (family.observation_dim, family.action_dim, family.horizon)
     found = (manifest.observation_dim, manifest.action_dim, manifest.horizon)
     if found != expected:
-        raise UserError(f"{folder}: (observation, action, horizon) is {found}, {family.name} has {expected}")
+        raise UserError(
+            f"{location}: (observation, action, horizon) is {found}, {family.name} has {expected}; collect it again"
+        )
     made_with, here = manifest.versions[PHYSICS_PACKAGE], package_versions()[PHYSICS_PACKAGE]
     if made_with != here:
         raise UserError(
-            f"{folder} was made with {PHYSICS_PACKAGE} {made_with}, installed is {here}: physics differs between "
+            f"{location} was made with {PHYSICS_PACKAGE} {made_with}, installed is {here}: physics differs between "
             "versions; install that version or collect the dataset again"
         )
-    for name, record in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise UserError(f"{path} is missing though the manifest lists it; collect the dataset again")
-        if _sha256(path) != record.sha256:
-            raise UserError(f"{path} has another digest than the manifest records; collect the dataset again")
-    return Dataset(folder, manifest)
+    with ThreadPoolExecutor(CHECKED_AT_A_TIME) as threads:
+        checks = [threads.submit(check_part, storage, family, *file) for file in manifest.files.items()]
+        try:
+            for check in checks:
+                check.result()
+        except BaseException:
+            threads.shutdown(cancel_futures=True)
+            raise
+    return Dataset(storage, manifest)
 
 
-def _tensor_column(array: NDArray[np.float32]) -> pa.ExtensionArray:
-    if array.ndim == 2:
-        flat = pa.array(np.ascontiguousarray(array).ravel())
-        storage = pa.FixedSizeListArray.from_arrays(flat, array.shape[1])
-        return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), [array.shape[1]]), storage)
-    return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(array))
+class DatasetWriter:
+    """Makes a dataset or adds to one; nothing of it counts before `commit`."""
 
+    def __init__(self, location: str | Path, family: TaskFamily, command: str, seed: int | None = None) -> None:
+        """Begin with the dataset at the location, or with an empty one where there is none.
 
-def _tensor_array(column: pa.ChunkedArray) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = column.combine_chunks().to_numpy_ndarray()
-    return array
+        Raises:
+            UserError: The dataset there belongs to another family.
+        """
+        self.storage, self.family = Storage.at(location), family
+        if self.storage.has(FILE_NAME):
+            before = open_dataset(self.storage).manifest
+            if before.family != family.name:
+                raise UserError(f"{location} holds {before.family}, {family.name} cannot be added to it")
+            self._manifest = replace(before, commands=(*before.commands, command))
+        else:
+            self._manifest = Manifest(
+                family=family.name,
+                observation_dim=family.observation_dim,
+                action_dim=family.action_dim,
+                horizon=family.horizon,
+                seed=seed,
+                commands=(command,),
+                versions=package_versions(),
+                tasks={},
+                files={},
+            )
+        self._files = dict(self._manifest.files)
 
+    def add(self, quality: Quality, episodes: Episodes) -> None:
+        """Write episodes of any mix of tasks, in files of bounded size after those already there."""
+        for task in np.unique(episodes.tasks).tolist():
+            of_task = episodes.select(episodes.tasks == task)
+            before = [r for r in self._files.values() if (r.task, r.quality) == (task, quality)]
+            first, number = sum(record.episodes for record in before), len(before)
+            size = episodes_per_part(self.family)
+            for start in range(0, len(of_task), size):
+                piece = of_task.select(slice(start, start + size))
+                self.adopt(*write_part(self.storage, self.family, quality, number, piece, first + start))
+                number += 1
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    def adopt(self, name: str, record: FileRecord) -> None:
+        """Take in a file that was written by `write_part` elsewhere."""
+        self._files[name] = record
+
+    def commit(self) -> Dataset:
+        """Write the manifest and return the dataset, opened and validated."""
+        references = reference_returns(self.family)
+        tasks = sorted({record.task for record in self._files.values()})
+        replace(
+            self._manifest,
+            tasks={
+                task: TaskRecord(self.family.goal(task), references[task].random_return, references[task].expert_return)
+                for task in tasks
+            },
+            files=dict(sorted(self._files.items())),
+        ).write(self.storage)
+        return open_dataset(self.storage)

@@ -16,6 +16,7 @@ from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.data.windows import PromptPool, ResidentEpisodes, cut_pool_pieces
 from promptdiffuser.learning.trainings import Training
+from promptdiffuser.tasks.experts import Quality
 
 EPISODES, POOL = "episodes", "pool"
 # Few large read tasks: Ray Data's default of at least 200 is far too many for tens of megabytes, and a reader's process
@@ -27,18 +28,28 @@ TASK_STRIDE = 1_000_000
 Rows = dict[str, NDArray[Any]]
 
 
-def training_datasets(dataset: Dataset, tasks: Collection[int], training: Training) -> dict[str, ray.data.Dataset]:
+def read_files(
+    dataset: Dataset, tasks: Collection[int], quality: Quality, blocks: int = READ_BLOCKS
+) -> ray.data.Dataset:
+    """Return the episodes of some tasks as a Ray dataset, one row an episode, read where they are needed."""
+    return ray.data.read_parquet(
+        [dataset.storage.path(name) for name, _ in dataset.files(tasks, quality)],
+        filesystem=dataset.storage.filesystem,
+        partitioning=Partitioning(PartitionStyle.HIVE, dataset.storage.root, field_types={"task": int}),
+        override_num_blocks=blocks,
+    )
+
+
+def training_datasets(
+    dataset: Dataset, tasks: Collection[int], quality: Quality, training: Training
+) -> dict[str, ray.data.Dataset]:
     """Return the two datasets of a training: whole episodes, to be sharded, and the prompt pool, for every worker.
 
     Both are materialised here, before the training takes its CPUs: the files are read once, and no worker waits for a
     reader to start. A resident shard is taken once, so there is nothing to stream.
     """
     _quieten()
-    files = ray.data.read_parquet(
-        [str(path) for path, _ in dataset.files(tasks)],
-        partitioning=Partitioning(PartitionStyle.HIVE, str(dataset.folder), field_types={"task": int}),
-        override_num_blocks=READ_BLOCKS,
-    )
+    files = read_files(dataset, tasks, quality)
     # Shards are cut by position, so the order must be that of the files in every run.
     files.context.execution_options.preserve_order = True
     episodes = files.materialize()
@@ -115,6 +126,7 @@ def _as_episodes(rows: Rows) -> Episodes:
         tasks=rows["task"],
         seeds=rows["seed"],
         lengths=rows["length"],
+        successes=rows["success"],
         observations=rows["observations"],
         actions=rows["actions"],
         rewards=rows["rewards"],

@@ -75,8 +75,8 @@ def score_trial(trial: Trial, pool: RolloutPool) -> dict[str, Any]:
     """Train the trial's diffuser, let it make prompts for the validation tasks, and score them."""
     job, training = trial.job, trial.job.training
     assert isinstance(training, DiffuserTraining)
-    dataset = open_dataset(job.dataset)
-    resident, prompt_pool = make_resident(training, dataset.read(job.tasks), CPU)
+    dataset = open_dataset(job.storage)
+    resident, prompt_pool = make_resident(training, dataset.read(job.tasks, job.quality), CPU)
     train(training, training.learning_task(resident, prompt_pool, CPU), job.folder, on_checkpoint=job.run.log_history)
 
     backbone, normaliser = load_backbone(training.backbone_folder, dataset.family, CPU)
@@ -84,8 +84,8 @@ def score_trial(trial: Trial, pool: RolloutPool) -> dict[str, Any]:
     prompts = prompts_by_task(
         get_method(trial.method),
         trial.validation_tasks,
-        PoolBuilder(dataset, normaliser, training.prompt_length, training.context_transitions),
-        trial.protocol.few_shot_episodes,
+        PoolBuilder(dataset, normaliser, training.prompt_length, training.context_transitions, job.quality),
+        trial.protocol.few_shot,
         trial.protocol.prompts,
         training.seed,
         lambda task: diffuser,

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -14,10 +15,14 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 from torch import Tensor
 
+from promptdiffuser.data.few_shot import FewShotConfig
+from promptdiffuser.data.storage import Storage
 from promptdiffuser.data.store import open_dataset
 from promptdiffuser.distributed.datasets import EPISODES, POOL, ShardByEpisode, resident_shard, training_datasets
+from promptdiffuser.distributed.tasks import run_tasks
 from promptdiffuser.experiment import ClusterConfig
 from promptdiffuser.learning.trainings import History, Training, make_resident, train
+from promptdiffuser.tasks.experts import Quality
 from promptdiffuser.tracking.store import RunLog
 
 WORKER_FAILURES = 3
@@ -29,8 +34,9 @@ class TrainJob:
     """One training and where it reads and writes; all paths are absolute, because Train workers change folder."""
 
     training: Training
-    dataset: Path
+    storage: Storage
     tasks: tuple[int, ...]
+    quality: Quality
     folder: Path
     run: RunLog
 
@@ -48,7 +54,7 @@ def train_on_cluster(job: TrainJob, cluster: ClusterConfig) -> None:
         run_config=RunConfig(
             name="ray-train", storage_path=str(job.folder), failure_config=FailureConfig(max_failures=WORKER_FAILURES)
         ),
-        datasets={**training_datasets(open_dataset(job.dataset), job.tasks, job.training)},
+        datasets={**training_datasets(open_dataset(job.storage), job.tasks, job.quality, job.training)},
         dataset_config=ShardByEpisode(),
     )
     _fit_interruptibly(trainer)
@@ -102,24 +108,17 @@ def _sum_over_workers(vector: Tensor) -> Tensor:
     return vector
 
 
-def train_few_shot(jobs: list[TrainJob], episodes: int, on_finished: Callable[[TrainJob], None]) -> None:
-    """Run small trainings, each on the first `episodes` episodes of its tasks, as one Ray task each.
+def train_few_shot(jobs: list[TrainJob], few_shot: FewShotConfig, on_finished: Callable[[TrainJob], None]) -> None:
+    """Run small trainings, each on the few-shot set of its tasks, as one Ray task each.
 
     Starting Ray Train takes longer than such a training.
     """
-    running = {_train_few_shot.remote(job, episodes): job for job in jobs}
-    while running:
-        (finished,), _ = ray.wait(list(running), num_returns=1)
-        ray.get(finished)
-        on_finished(running.pop(finished))
+    for job, _ in run_tasks(partial(_train_few_shot, few_shot), jobs):
+        on_finished(job)
 
 
-@ray.remote(num_cpus=1, max_retries=WORKER_FAILURES)
-def _train_few_shot(job: TrainJob, episodes: int) -> None:
-    # Ray leaves the number of threads to the worker process it happens to reuse, and sums depend on it in the last bit.
-    torch.set_num_threads(1)
+def _train_few_shot(few_shot: FewShotConfig, job: TrainJob) -> None:
     device = torch.device("cpu")
-    data = open_dataset(job.dataset).read(job.tasks, limit=episodes)
-    resident, pool = make_resident(job.training, data, device)
+    resident, pool = make_resident(job.training, open_dataset(job.storage).few_shot(job.tasks, few_shot), device)
     task = job.training.learning_task(resident, pool, device)
     train(job.training, task, job.folder, on_checkpoint=job.run.log_history)

@@ -12,38 +12,102 @@ import pandas as pd
 import torch
 
 from promptdiffuser.data.episodes import Episodes
+from promptdiffuser.data.manifest import FileRecord
 from promptdiffuser.data.normaliser import Normaliser
+from promptdiffuser.data.parts import episodes_per_part, part_path, write_part
+from promptdiffuser.data.storage import Storage
 from promptdiffuser.data.windows import Segments
 from promptdiffuser.evaluation.policies import PromptedPolicy
 from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.evaluation.stepping import EpisodeRequest, EpisodeStepper
 from promptdiffuser.models.backbone import PromptDT
 from promptdiffuser.seeding import seed_at
-from promptdiffuser.tasks.experts import ExpertNetwork, ExpertPolicy, RandomPolicy
+from promptdiffuser.tasks.experts import (
+    MIXED_MEDIUM_SHARE,
+    Demonstrator,
+    Quality,
+    RandomPolicy,
+    policy_of,
+)
+from promptdiffuser.tasks.family import LearnedExpert, TaskFamily
 
 SIMULATOR_SEEDS = 2**31
 """Gymnasium takes seeds below this."""
 
 
+LEARNED_LOCKSTEP, SCRIPTED_LOCKSTEP = 32, 4
+"""Episodes stepped at a time: a network's cost hardly grows with the batch; scripts gain nothing from it, and each
+simulator of theirs takes tens of megabytes."""
+
+
+def lockstep_of(family: TaskFamily) -> int:
+    """Return how many episodes of a family's demonstrators are stepped at a time."""
+    return LEARNED_LOCKSTEP if isinstance(family.expert, LearnedExpert) else SCRIPTED_LOCKSTEP
+
+
 @dataclass(frozen=True)
 class CollectBlock:
-    """Episodes of one task by the expert or by uniformly random actions."""
+    """Episodes of one task and quality that fill one file of a dataset."""
 
+    storage: Storage
     task: int
-    quality: str
-    """`random`, or the quality of the shipped expert whose weights are published to the actors."""
+    quality: Quality
+    part: int
+    first_episode: int
+    """Number of the first episode within task and quality."""
     episodes: int
     seed: int
 
-    def run(self, stepper: EpisodeStepper, experts: dict[str, ExpertNetwork]) -> Episodes:
-        """Run the episodes in one batch."""
-        requests = [
-            EpisodeRequest(self.task, seed_at(self.seed, "collect", self.quality, self.task, number) % SIMULATOR_SEEDS)
-            for number in range(self.episodes)
-        ]
-        if self.quality == "random":
-            return stepper.run(requests, RandomPolicy(stepper.family, [request.seed for request in requests]))
-        return stepper.run(requests, ExpertPolicy(stepper.family, experts[self.quality]))
+    @property
+    def name(self) -> str:
+        """Path of the file in the dataset."""
+        return part_path(self.task, self.quality, self.part)
+
+    def run(self, stepper: EpisodeStepper, demonstrators: dict[Quality, Demonstrator]) -> FileRecord:
+        """Run the episodes and write the file from where they were made, so that no other process holds them."""
+        episodes = self.collect(stepper, demonstrators)
+        _, record = write_part(self.storage, stepper.family, self.quality, self.part, episodes, self.first_episode)
+        return record
+
+    def collect(self, stepper: EpisodeStepper, demonstrators: dict[Quality, Demonstrator]) -> Episodes:
+        """Run the episodes, those of one demonstrator in batches."""
+        makers: dict[Quality, list[int]] = {}
+        for number in range(self.first_episode, self.first_episode + self.episodes):
+            makers.setdefault(self._maker(number), []).append(number)
+        batches, order = [], []
+        size = lockstep_of(stepper.family)
+        for maker, numbers in makers.items():
+            for start in range(0, len(numbers), size):
+                batch = numbers[start : start + size]
+                requests = [EpisodeRequest(self.task, self._seed(number)) for number in batch]
+                seeds = [request.seed for request in requests]
+                policy = (
+                    RandomPolicy(stepper.family, seeds)
+                    if maker == "random"
+                    else policy_of(stepper.family, demonstrators[maker], seeds)
+                )
+                batches.append(stepper.run(requests, policy))
+                order += batch
+        return Episodes.concatenate(batches).select(np.argsort(order))
+
+    def _maker(self, number: int) -> Quality:
+        if self.quality != "mixed":
+            return self.quality
+        return "medium" if number % 10 < 10 * MIXED_MEDIUM_SHARE else "expert"
+
+    def _seed(self, number: int) -> int:
+        return seed_at(self.seed, "collect", self.quality, self.task, number) % SIMULATOR_SEEDS
+
+
+def collect_blocks(
+    storage: Storage, family: TaskFamily, task: int, quality: Quality, episodes: int, seed: int
+) -> list[CollectBlock]:
+    """Cut the episodes of a task and quality into blocks of bounded size."""
+    size = episodes_per_part(family)
+    return [
+        CollectBlock(storage, task, quality, part, first, min(size, episodes - first), seed)
+        for part, first in enumerate(range(0, episodes, size))
+    ]
 
 
 @dataclass(frozen=True)
@@ -96,6 +160,7 @@ class EvaluationBlock:
                 "seed": episodes.seeds,
                 "return": episodes.returns,
                 "length": episodes.lengths,
+                "success": episodes.successes,
                 "seconds": (time.perf_counter() - started) / len(requests),
             }
         )

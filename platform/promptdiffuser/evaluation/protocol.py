@@ -1,6 +1,8 @@
 """How policies are judged: how many prompts and episodes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from promptdiffuser.data.few_shot import FewShotConfig
 
 
 @dataclass(frozen=True)
@@ -11,11 +13,11 @@ class ProtocolConfig:
     """Prompts a method makes for each task."""
     episodes_per_prompt: int = 4
     """Episodes run with each prompt."""
-    few_shot_episodes: int = 5
-    """Expert episodes of a target task that methods may see (the released prompt files hold 5)."""
+    few_shot: FewShotConfig = field(default_factory=FewShotConfig)
+    """What methods may see of a target task."""
 
     def __post_init__(self) -> None:
         """Refuse an empty evaluation."""
-        for name in ("prompts", "episodes_per_prompt", "few_shot_episodes"):
+        for name in ("prompts", "episodes_per_prompt"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluation.{name} must be at least 1, got {getattr(self, name)}")

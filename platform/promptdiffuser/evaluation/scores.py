@@ -36,9 +36,10 @@ def bootstrap_interval(prompt_means: Mapping[int, NDArray[np.float64]], seed: in
 
 
 def summarise_method(episodes: pd.DataFrame, references: Mapping[int, TaskRecord], seed: int) -> dict[str, Any]:
-    """Summarise one method's episodes (columns task, prompt, return): mean over tasks of the means within each task.
+    """Summarise one method's episodes: mean over tasks of the means within each task.
 
-    Normalised scores put the random policy of a task at 0 and the expert episodes of the dataset at 1.
+    The episodes have the columns task, prompt, return, success. Normalised scores put the random policy of a task at 0
+    and the family's expert at 1.
     """
     per_task = episodes.groupby("task")["return"].mean()
     prompt_means = {
@@ -54,6 +55,7 @@ def summarise_method(episodes: pd.DataFrame, references: Mapping[int, TaskRecord
         "ci_high": high,
         "normalised": float(scores.groupby(episodes["task"]).mean().mean()),
         "failed_share": float((scores < FAILURE_SCORE).mean()),
+        "success": float(episodes.groupby("task")["success"].mean().mean()),
         "per_task": {str(task): float(value) for task, value in per_task.items()},
         "seconds": float(episodes["seconds"].sum()),
     }

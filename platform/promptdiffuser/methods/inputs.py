@@ -5,11 +5,14 @@ from dataclasses import dataclass
 
 import torch
 
+from promptdiffuser.data.episodes import Episodes
+from promptdiffuser.data.few_shot import FewShotConfig
 from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.data.windows import PromptPool, Segments, cut_pool_pieces
 from promptdiffuser.learning.diffuser import Diffuser
 from promptdiffuser.methods.adaptation import AdaptationInputs, Method
+from promptdiffuser.tasks.experts import Quality
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,18 @@ class PoolBuilder:
     normaliser: Normaliser
     prompt_length: int
     context_transitions: int
+    quality: Quality = "expert"
+    """Quality of the episodes that the training pool holds."""
 
-    def pool(self, tasks: Sequence[int], limit: int | None = None) -> PromptPool:
-        """Return the pool of some tasks, of the first `limit` episodes of each if given."""
-        episodes = self.dataset.read(tasks, limit=limit)
+    def training_pool(self) -> PromptPool:
+        """Return the pool of all episodes of the training tasks."""
+        return self._pool(self.dataset.read(self.dataset.family.train_tasks, self.quality))
+
+    def few_shot_pool(self, tasks: Sequence[int], few_shot: FewShotConfig) -> PromptPool:
+        """Return the pool of the few-shot sets of some target tasks."""
+        return self._pool(self.dataset.few_shot(tasks, few_shot))
+
+    def _pool(self, episodes: Episodes) -> PromptPool:
         pieces = cut_pool_pieces(episodes, self.prompt_length, self.context_transitions)
         return PromptPool.build(pieces, self.normaliser, torch.device("cpu"))
 
@@ -32,18 +43,18 @@ def prompts_by_task(
     method: Method,
     tasks: Sequence[int],
     builder: PoolBuilder,
-    few_shot_episodes: int,
+    few_shot: FewShotConfig,
     num_prompts: int,
     seed: int,
     diffuser_of: Callable[[int], Diffuser],
 ) -> dict[int, Segments]:
     """Let a method make its prompts for every target task; `diffuser_of` is asked only if the method has a diffuser."""
-    training = builder.pool(builder.dataset.family.train_tasks)
+    training = builder.training_pool()
     return {
         task: method.make_prompts(
             AdaptationInputs(
                 task=task,
-                few_shot=builder.pool([task], few_shot_episodes),
+                few_shot=builder.few_shot_pool([task], few_shot),
                 training=training,
                 diffuser=diffuser_of(task) if method.trains_diffuser else None,
                 num_prompts=num_prompts,

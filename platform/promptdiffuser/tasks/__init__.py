@@ -1,11 +1,35 @@
 """Task families: one file each and one line in `FAMILIES`."""
 
 from promptdiffuser.errors import UserError
-from promptdiffuser.tasks import cheetah_vel
+from promptdiffuser.tasks import (
+    ant_dir,
+    ant_dir_ood,
+    cheetah_dir,
+    cheetah_vel,
+    hopper_params,
+    ml10,
+    ml45,
+    pick_place,
+    reach,
+    walker_params,
+)
 from promptdiffuser.tasks.family import TaskFamily
 
-_MODULES = (cheetah_vel,)
-FAMILIES: dict[str, TaskFamily] = {module.FAMILY.name: module.FAMILY for module in _MODULES}
+FAMILIES: dict[str, TaskFamily] = {
+    family.name: family
+    for family in (
+        cheetah_dir.FAMILY,
+        cheetah_vel.FAMILY,
+        ant_dir.FAMILY,
+        ant_dir_ood.FAMILY,
+        *pick_place.FAMILIES,
+        *reach.FAMILIES,
+        *ml10.FAMILIES,
+        *ml45.FAMILIES,
+        hopper_params.FAMILY,
+        walker_params.FAMILY,
+    )
+}
 
 
 def register_environments() -> None:
@@ -13,8 +37,8 @@ def register_environments() -> None:
 
     Without an import, `gymnasium.make("promptdiffuser.tasks:PromptDiffuser/CheetahVel-v0", task=7)` does both.
     """
-    for module in _MODULES:
-        module.register()
+    for family in FAMILIES.values():
+        family.register()
 
 
 def get_family(name: str) -> TaskFamily:

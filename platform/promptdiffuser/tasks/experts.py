@@ -1,7 +1,7 @@
-"""Task-conditioned experts: small tanh networks shipped as safetensors + JSON.
+"""The policies that make data: learned experts, scripted experts, and random actions.
 
-`jobs/experts.py` trains them with stable-baselines3; loading and running them needs numpy alone.
-Axes: B episodes, S observation, F expert features, A action.
+A learned expert is a small tanh network shipped as safetensors + JSON; `jobs/experts.py` trains it with
+stable-baselines3, loading and running it needs numpy alone. Axes: B episodes, S observation, F features, A action.
 """
 
 import json
@@ -9,16 +9,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from promptdiffuser.errors import UserError
-from promptdiffuser.tasks.family import Floats, TaskFamily
+from promptdiffuser.tasks.family import Controller, Floats, LearnedExpert, ScriptedExpert, TaskFamily
 
 FEATURE_CLIP = 10.0
 """Normalised features are clipped to this many standard deviations (stable-baselines3 VecNormalize, `clip_obs`)."""
+
+Quality = Literal["expert", "medium", "random", "mixed"]
+QUALITIES: dict[Quality, str] = {
+    "expert": "the best checkpoint of the expert's training by mean return over all tasks; the scripted policy with "
+    "Gaussian noise of deviation 0.05 on its actions",
+    "medium": "the first checkpoint at least half of the way from the random policy's mean return to the expert's; the "
+    "noisy scripted policy with the smallest share of uniformly random actions, in tenths, that brings the mean return "
+    "to half of the way or below",
+    "random": "uniformly random actions",
+    "mixed": "seven episodes of ten by the medium policy, then three by the expert (the proportion of Meta-DT)",
+}
+"""How the episodes of each quality are made."""
+MIXED_MEDIUM_SHARE = 0.7
+SCRIPT_NOISE = 0.05
+"""Deviation of the noise on scripted actions: without it all episodes of a task would be one and the same."""
 
 
 @dataclass(frozen=True)
@@ -64,34 +80,104 @@ class ExpertNetwork:
         )
 
 
-def shipped_weights(family: str, quality: str) -> Path:
-    """Return the path of a shipped expert; raises `UserError` naming the job that makes one."""
-    path = Path(str(resources.files("promptdiffuser.tasks"))) / "expert_weights" / f"{family}-{quality}.safetensors"
+Demonstrator = ExpertNetwork | float
+"""What makes a policy of one quality, besides the family: a network, or the share of random actions in a script."""
+
+
+def shipped_demonstrator(family: TaskFamily, quality: Quality) -> Demonstrator:
+    """Load what is shipped for quality expert or medium; raises `UserError` naming the job that makes it."""
+    if isinstance(family.expert, LearnedExpert):
+        return ExpertNetwork.load(shipped_file(family, quality, "safetensors"))
+    share: float = json.loads(shipped_file(family, quality, "json").read_text())["random_share"]
+    return share
+
+
+def shipped_file(family: TaskFamily, quality: Quality, suffix: str) -> Path:
+    """Return the path of a shipped expert's file; raises `UserError` naming the job that makes one."""
+    name = family.expert_of or family.name
+    path = Path(str(resources.files("promptdiffuser.tasks"))) / "expert_weights" / f"{name}-{quality}.{suffix}"
     if not path.is_file():
-        raise UserError(
-            f"no {quality} policy is shipped for {family}; train one with `python jobs/experts.py --family {family}`"
-        )
+        raise UserError(f"no {quality} policy is shipped for {name}; make one with `python jobs/experts.py {name}`")
     return path
 
 
-class ExpertPolicy:
-    """A shipped expert as a batch policy: it is told each episode's goal."""
+def demonstrators(family: TaskFamily, quality: Quality) -> dict[Quality, Demonstrator]:
+    """Return everything that episodes of a quality are made with."""
+    needed: dict[Quality, tuple[Quality, ...]] = {"random": (), "mixed": ("medium", "expert")}
+    return {name: shipped_demonstrator(family, name) for name in needed.get(quality, (quality,))}
+
+
+def policy_of(family: TaskFamily, demonstrator: Demonstrator, seeds: Sequence[int]) -> "NetworkPolicy | ScriptedPolicy":
+    """Return a batch policy; the seeds, one an episode, address what is random in it."""
+    if isinstance(demonstrator, ExpertNetwork):
+        return NetworkPolicy(family, demonstrator)
+    return ScriptedPolicy(family, demonstrator, seeds)
+
+
+class NetworkPolicy:
+    """A learned expert as a batch policy: it is told each episode's goal."""
 
     def __init__(self, family: TaskFamily, network: ExpertNetwork) -> None:
         """Bind a network to the family whose features it reads."""
-        self.family, self.network = family, network
-        self._goal_B: Floats = np.zeros(0, np.float32)
+        assert isinstance(family.expert, LearnedExpert)
+        self.family, self.network, self._expert = family, network, family.expert
+        self._goal_BG: Floats = np.zeros((0, 0), np.float32)
 
     def begin(self, tasks: Sequence[int]) -> None:
         """Look up the goals of the tasks."""
-        self._goal_B = np.array([self.family.goal(task) for task in tasks], np.float32)
+        self._goal_BG = np.array([self.family.goal(task) for task in tasks], np.float32)
 
     def act(self, observations_BS: Floats) -> Floats:
         """Return deterministic actions (B, A)."""
-        return self.network(self.family.expert_features(observations_BS, self._goal_B))
+        output_BA = self.network(self._expert.features(observations_BS, self._goal_BG))
+        return self._expert.actions(output_BA, self._goal_BG)
 
     def observe(self, rewards_B: Floats) -> None:
         """Ignore the rewards: the expert has no memory."""
+
+
+class ScriptedPolicy:
+    """A family's hand-written controllers with noise, some actions replaced by uniformly random ones.
+
+    Each episode has its own stream of noise.
+    """
+
+    def __init__(self, family: TaskFamily, random_share: float, seeds: Sequence[int]) -> None:
+        """Take the share of actions to replace and one seed an episode."""
+        assert isinstance(family.expert, ScriptedExpert)
+        self.family, self.random_share, self.seeds, self._expert = family, random_share, seeds, family.expert
+        self._controllers: list[Controller] = []
+        self._goal_BG: Floats = np.zeros((0, 0), np.float32)
+        self._noise_TBA: NDArray[np.float64] = np.zeros((0, 0, 0))
+        self._random_TBA: NDArray[np.float64] = np.zeros((0, 0, 0))
+        self._replaced_TB: NDArray[np.bool_] = np.zeros((0, 0), bool)
+        self._step = 0
+
+    def begin(self, tasks: Sequence[int]) -> None:
+        """Make a controller an episode and draw its noise."""
+        self._controllers = [self._expert.controller(task) for task in tasks]
+        self._goal_BG = np.array([self.family.goal(task) for task in tasks], np.float32)
+        shape = (self.family.horizon, self.family.action_dim)
+        streams = [np.random.default_rng(seed) for seed in self.seeds]
+        self._noise_TBA = np.stack([stream.normal(0.0, SCRIPT_NOISE, shape) for stream in streams], axis=1)
+        self._random_TBA = np.stack([stream.uniform(-1.0, 1.0, shape) for stream in streams], axis=1)
+        chance = np.stack([stream.random(shape[0]) for stream in streams], axis=1)
+        self._replaced_TB = chance < self.random_share
+        self._step = 0
+
+    def act(self, observations_BS: Floats) -> Floats:
+        """Return the next actions (B, A)."""
+        seen_BS = self._expert.reveal(observations_BS, self._goal_BG)
+        scripted_BA = np.stack([act(seen) for act, seen in zip(self._controllers, seen_BS, strict=True)])
+        noisy_BA = np.clip(scripted_BA, -1.0, 1.0) + self._noise_TBA[self._step]
+        replaced_B = self._replaced_TB[self._step]
+        actions_BA = np.where(replaced_B[:, None], self._random_TBA[self._step], noisy_BA)
+        self._step += 1
+        actions: Floats = actions_BA.astype(np.float32)
+        return actions
+
+    def observe(self, rewards_B: Floats) -> None:
+        """Ignore the rewards."""
 
 
 class RandomPolicy:
@@ -100,7 +186,7 @@ class RandomPolicy:
     def __init__(self, family: TaskFamily, seeds: Sequence[int]) -> None:
         """Take one seed an episode."""
         self.family, self.seeds = family, seeds
-        self._actions_TBA: Floats = np.zeros(0, np.float32)
+        self._actions_TBA: Floats = np.zeros((0, 0, 0), np.float32)
         self._step = 0
 
     def begin(self, tasks: Sequence[int]) -> None:

@@ -1,4 +1,7 @@
-"""What the platform needs to know about a family of tasks."""
+"""What the platform needs to know about a family of tasks.
+
+Axes: B episodes, S observation, G numbers of a goal, F features of a learned expert.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,22 +14,54 @@ from numpy.typing import NDArray
 from promptdiffuser.errors import UserError
 
 Floats = NDArray[np.float32]
+Goal = tuple[float, ...]
+Controller = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+
+class TaskEnv(gymnasium.Env[Floats, Floats]):
+    """An environment of a family: made for one task, it can become any other without being made again."""
+
+    def set_task(self, task: int) -> None:
+        """Become another task; takes effect with the next `reset`."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class LearnedExpert:
+    """The family's experts are networks that `jobs/experts.py` trained, told the goal of each episode."""
+
+    features: Callable[[Floats, Floats], Floats]
+    """(observation_BS, goal_BG) -> what the network reads, shape (B, F)."""
+    actions: Callable[[Floats, Floats], Floats] = lambda output_BA, goal_BG: output_BA
+    """(output_BA, goal_BG) -> the actions that the network's output means, shape (B, A)."""
+
+
+@dataclass(frozen=True)
+class ScriptedExpert:
+    """The family's experts are hand-written controllers that see the goal which the observation hides."""
+
+    controller: Callable[[int], Controller]
+    """Task id -> a new controller: observation (S,) with the goal shown -> action (A,), unclipped."""
+    reveal: Callable[[Floats, Floats], NDArray[np.float64]]
+    """(observation_BS, goal_BG) -> the observations with the goals shown, shape (B, S)."""
 
 
 @dataclass(frozen=True)
 class TaskFamily:
     """A set of tasks that share observation space, action space and horizon and differ in their goal.
 
-    The three splits are disjoint: the backbone and the diffuser learn from `train_tasks`, sweeps and early stopping
-    see `validation_tasks`, and `test_tasks` are touched by the final evaluation alone.
+    The backbone and the diffuser learn from `train_tasks`, sweeps and early stopping see `validation_tasks`, and
+    `test_tasks` are touched by the final evaluation alone. The three are disjoint unless `tests_on_training_tasks`.
     """
 
     name: str
     gymnasium_id: str
+    entry_point: Callable[..., TaskEnv]
+    """The environment's class; called with the task and `make_options`."""
     observation_dim: int
     action_dim: int
     horizon: int
-    """Steps an episode lasts; episodes of the locomotion families never end earlier."""
+    """Steps after which an episode is cut."""
     train_tasks: tuple[int, ...]
     validation_tasks: tuple[int, ...]
     test_tasks: tuple[int, ...]
@@ -34,20 +69,57 @@ class TaskFamily:
     """Return asked of the policy at the first step of an evaluation episode, in the unit of the reward."""
     return_scale: float
     """Returns-to-go are divided by this before the backbone sees them."""
-    goal: Callable[[int], float]
-    """Task id -> the number that defines the task (m/s for a velocity family)."""
-    goal_unit: str
-    expert_features: Callable[[Floats, Floats], Floats]
-    """(observation_BS, goal_B) -> the inputs of the family's task-conditioned expert, shape (B, F)."""
+    goal: Callable[[int], Goal]
+    """Task id -> the numbers that define the task and that the observation hides."""
+    label: Callable[[int], str]
+    """Task id -> the task in words, with units, for tables and figures."""
+    expert: LearnedExpert | ScriptedExpert
+    expert_of: str = ""
+    """Family whose expert weights serve here too, as the tasks are the same."""
     make_options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the environment besides the task."""
+    terminates: bool = False
+    """Whether an episode can end before the horizon."""
+    has_success: bool = False
+    """Whether the environment says in `info["success"]` that the task is solved."""
+    random_start: bool = True
+    """Whether the seed of a reset decides where an episode starts; without it all episodes of a task start alike."""
+    tests_on_training_tasks: bool = False
+    """The published split has no held-out task: scores say nothing about unseen tasks."""
+    extrapolation_tasks: tuple[int, ...] = ()
+    """Test tasks whose goal lies outside the range of the training goals."""
+
+    @property
+    def caution(self) -> str:
+        """What a reader of test scores must know about the split; empty where there is nothing."""
+        if self.tests_on_training_tasks:
+            return "The published split tests on training tasks: scores say nothing about unseen tasks."
+        if self.extrapolation_tasks:
+            tasks = ", ".join(f"{task} ({self.label(task)})" for task in self.extrapolation_tasks)
+            return f"Test tasks outside the range of the training goals: {tasks}; the others lie inside."
+        return ""
 
     @property
     def tasks(self) -> tuple[int, ...]:
         """Every task id, ascending."""
-        return tuple(sorted((*self.train_tasks, *self.validation_tasks, *self.test_tasks)))
+        return tuple(sorted({*self.train_tasks, *self.validation_tasks, *self.test_tasks}))
 
-    def make(self, task: int) -> gymnasium.Env[Floats, Floats]:
+    def register(self) -> None:
+        """Register the environment with Gymnasium, cut at the horizon; safe to call again."""
+        if self.gymnasium_id not in gymnasium.registry:
+            gymnasium.register(
+                self.gymnasium_id,
+                entry_point=self.entry_point,
+                max_episode_steps=self.horizon,
+                kwargs=dict(self.make_options),
+            )
+
+    def make(self, task: int, **options: Any) -> TaskEnv:
         """Return the bare environment of one task; its `step` never truncates, the caller counts to `horizon`."""
-        if task not in self.tasks:
-            raise UserError(f"{self.name} has no task {task}; its tasks are {self.tasks[0]} to {self.tasks[-1]}")
-        return gymnasium.make(self.gymnasium_id, task=task, **self.make_options).unwrapped
+        return self.entry_point(task=task, **self.make_options, **options)
+
+
+def check_task(family: str, task: int, num_tasks: int) -> None:
+    """Raise a `UserError` unless a family of `num_tasks` tasks has this one."""
+    if not 0 <= task < num_tasks:
+        raise UserError(f"{family} has no task {task}; its tasks are 0 to {num_tasks - 1}")

@@ -1,0 +1,29 @@
+"""Independent pieces of work, one Ray task each."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import ray
+import torch
+
+TASK_RETRIES = 3
+"""Times a piece of work is run again after the death of its process."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def run_tasks(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[Item, Result]]:
+    """Yield (item, result) as they finish, each on one CPU; the first error ends the iteration."""
+    remote: Any = ray.remote(num_cpus=1, max_retries=TASK_RETRIES)(_work_on_one_thread)
+    reference = ray.put(work)
+    running = {remote.remote(reference, item): item for item in items}
+    while running:
+        (finished,), _ = ray.wait(list(running), num_returns=1)
+        yield running.pop(finished), ray.get(finished)
+
+
+def _work_on_one_thread(work: Callable[[Item], Result], item: Item) -> Result:
+    # Ray leaves the number of threads to the worker process it happens to reuse, and sums depend on it in the last bit.
+    torch.set_num_threads(1)
+    return work(item)

@@ -1,0 +1,62 @@
+"""The HalfCheetah of the published task families: observation, start and control cost, without a forward reward.
+
+Constants follow the official Prompt-DT release (mxu34/prompt-dt at 5f665e5,
+envs/mujoco-control-envs/mujoco_control_envs/tp_envs/half_cheetah.py). Axes: B episodes, S observation, G goal.
+"""
+
+from typing import Any
+
+import numpy as np
+from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
+from gymnasium.spaces import Box
+
+from promptdiffuser.tasks.family import Floats, LearnedExpert, TaskEnv
+
+CONTROL_COST = 0.05
+PROPRIOCEPTION_DIM = 17
+OBSERVATION_DIM = PROPRIOCEPTION_DIM + 3
+ACTION_DIM = 6
+HORIZON = 200
+
+
+class CheetahEnv(HalfCheetahEnv, TaskEnv):
+    """HalfCheetah with a hidden goal.
+
+    Observation (20, float32): joint positions without the root's x (8), velocities (9), torso position x, y, z (3).
+    Action (6, float32) in [-1, 1]. Reward: what the family gives for the root's mean velocity over the step of 0.05 s,
+    minus 0.05 |a|^2. Episodes never terminate.
+    """
+
+    goal: float
+
+    def __init__(self, task: int, **kwargs: Any) -> None:
+        """Make the environment of a task; other arguments go to gymnasium's HalfCheetah."""
+        super().__init__(**kwargs)
+        self._ezpickle_kwargs: dict[str, Any] = kwargs
+        self.set_task(task)
+        self.observation_space = Box(-np.inf, np.inf, (OBSERVATION_DIM,), np.float32)
+
+    def set_task(self, task: int) -> None:
+        self._ezpickle_args: tuple[int, ...] = (task,)
+
+    def velocity_reward(self, x_velocity: float) -> float:
+        """Return the reward for the root's velocity, m/s."""
+        raise NotImplementedError
+
+    def _get_obs(self) -> Floats:
+        torso = self.data.body("torso").xpos
+        return np.concatenate([self.data.qpos[1:], self.data.qvel, torso]).astype(np.float32)
+
+    def _get_rew(self, x_velocity: float, action: Floats) -> tuple[float, dict[str, float]]:
+        velocity_reward = self.velocity_reward(x_velocity)
+        control_cost = CONTROL_COST * float(np.square(action, dtype=np.float64).sum())
+        parts = {"reward_velocity": velocity_reward, "reward_ctrl": -control_cost}
+        return velocity_reward - control_cost, parts
+
+
+def _features(observation_BS: Floats, goal_BG: Floats) -> Floats:
+    return np.concatenate([observation_BS[:, :PROPRIOCEPTION_DIM], goal_BG], axis=1)
+
+
+# Joint positions, velocities and the goal: the torso's absolute position tells an expert nothing.
+CHEETAH_EXPERT = LearnedExpert(_features)

@@ -1,0 +1,45 @@
+"""hopper-params: Hopper with randomised body parameters, 50 tasks.
+
+Frames a step, horizon and return scale follow Meta-DT (NJU-RL/Meta-DT at a047a85, configs/args_hopper*.py), the target
+return LPDT (panxulab/LPDT, utils.py). See body_params.py for the bodies.
+"""
+
+from typing import Any
+
+from promptdiffuser.tasks import body_params
+from promptdiffuser.tasks.family import Goal, TaskFamily
+
+NUM_EXPONENTS = 41
+"""5 masses, 15 inertias, 6 dampings, 15 friction coefficients."""
+
+
+class HopperParamsEnv(body_params.BodyParamsEnv):
+    """The robot of gymnasium's hopper.xml with a body drawn a task."""
+
+    family = "hopper-params"
+
+    def __init__(self, task: int, **kwargs: Any) -> None:
+        """Make the environment of task `task` (0 to 49); other arguments go to gymnasium's MujocoEnv."""
+        super().__init__(task, "hopper.xml", 4, **kwargs)
+
+
+def _goal(task: int) -> Goal:
+    return body_params.exponents("hopper-params", task, NUM_EXPONENTS)
+
+
+FAMILY = TaskFamily(
+    name="hopper-params",
+    gymnasium_id="PromptDiffuser/HopperParams-v0",
+    entry_point=HopperParamsEnv,
+    observation_dim=11,
+    action_dim=3,
+    horizon=body_params.HORIZON,
+    train_tasks=body_params.TRAIN_TASKS,
+    validation_tasks=body_params.VALIDATION_TASKS,
+    test_tasks=body_params.TEST_TASKS,
+    target_return=1000.0,
+    return_scale=500.0,
+    goal=_goal,
+    label=lambda task: f"body {task}",
+    expert=body_params.BODY_PARAMS_EXPERT,
+)

@@ -1,0 +1,45 @@
+"""walker-params: Walker2d with randomised body parameters, 50 tasks.
+
+Frames a step, horizon and return scale follow Meta-DT (NJU-RL/Meta-DT at a047a85, configs/args_walker*.py), the target
+return LPDT (panxulab/LPDT, utils.py). See body_params.py for the bodies.
+"""
+
+from typing import Any
+
+from promptdiffuser.tasks import body_params
+from promptdiffuser.tasks.family import Goal, TaskFamily
+
+NUM_EXPONENTS = 65
+"""8 masses, 24 inertias, 9 dampings, 24 friction coefficients."""
+
+
+class WalkerParamsEnv(body_params.BodyParamsEnv):
+    """The robot of gymnasium's walker2d_v5.xml with a body drawn a task."""
+
+    family = "walker-params"
+
+    def __init__(self, task: int, **kwargs: Any) -> None:
+        """Make the environment of task `task` (0 to 49); other arguments go to gymnasium's MujocoEnv."""
+        super().__init__(task, "walker2d_v5.xml", 5, **kwargs)
+
+
+def _goal(task: int) -> Goal:
+    return body_params.exponents("walker-params", task, NUM_EXPONENTS)
+
+
+FAMILY = TaskFamily(
+    name="walker-params",
+    gymnasium_id="PromptDiffuser/WalkerParams-v0",
+    entry_point=WalkerParamsEnv,
+    observation_dim=17,
+    action_dim=6,
+    horizon=body_params.HORIZON,
+    train_tasks=body_params.TRAIN_TASKS,
+    validation_tasks=body_params.VALIDATION_TASKS,
+    test_tasks=body_params.TEST_TASKS,
+    target_return=1500.0,
+    return_scale=500.0,
+    goal=_goal,
+    label=lambda task: f"body {task}",
+    expert=body_params.BODY_PARAMS_EXPERT,
+)
