@@ -6,15 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from promptdiffuser.data.manifest import Manifest, TaskRecord, package_versions
-from promptdiffuser.data.store import Dataset, file_record, open_dataset, part_path, write_part
-from promptdiffuser.evaluation.blocks import CollectBlock
+from promptdiffuser.data.store import Dataset, DatasetWriter
+from promptdiffuser.evaluation.blocks import collect_blocks
 from promptdiffuser.evaluation.stepping import EpisodeStepper
 from promptdiffuser.tasks import get_family
-from promptdiffuser.tasks.experts import ExpertNetwork, shipped_weights
+from promptdiffuser.tasks.experts import Quality, demonstrators
 from tests import tiny
 
-EPISODES = 3
+EPISODES: dict[Quality, int] = {"expert": 3, "random": 2}
 
 # Networks are tiny here; threads that wait for each other on busy cores cost up to a hundred times what they give.
 torch.set_num_threads(1)
@@ -39,29 +38,13 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     family = get_family("cheetah-vel")
     folder = tmp_path_factory.mktemp("small") / "dataset"
     stepper = EpisodeStepper(family)
-    experts = {"expert": ExpertNetwork.load(shipped_weights(family.name, "expert"))}
-    files, tasks = {}, {}
-    for task in family.tasks:
-        expert = CollectBlock(task, "expert", EPISODES, seed=0).run(stepper, experts)
-        random = CollectBlock(task, "random", 2, seed=0).run(stepper, experts)
-        for quality, episodes in {"expert": expert, "random": random}.items():
-            path = write_part(folder, quality, episodes)
-            files[part_path(task, quality)] = file_record(path, task, quality, episodes.lengths)
-        tasks[task] = TaskRecord(
-            family.goal(task), random.returns.mean(), expert.returns.mean(), float(expert.returns.max())
-        )
-    Manifest(
-        family=family.name,
-        observation_dim=family.observation_dim,
-        action_dim=family.action_dim,
-        horizon=family.horizon,
-        seed=0,
-        command="tests/conftest.py",
-        versions=package_versions(),
-        tasks=tasks,
-        files=files,
-    ).write(folder)
-    return open_dataset(folder)
+    writer = DatasetWriter(folder, family, "tests/conftest.py", seed=0)
+    for quality, episodes in EPISODES.items():
+        makers = demonstrators(family, quality)
+        for task in family.tasks:
+            for block in collect_blocks(writer.storage, family, task, quality, episodes, seed=0):
+                writer.adopt(block.name, block.run(stepper, makers))
+    return writer.commit()
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ METHODS = ["prompt-dt", "prompt-diffuser-context"]
 WITHOUT_DIFFUSER = METHODS[:1]
 OPTIONS = [
     *["--cluster.train-workers", "1"],
-    *["--collection.episodes-per-task", "5", "--collection.reference-episodes", "1"],
+    *["--collection.episodes-per-task", "5"],
     *["--backbone.width", "16", "--backbone.layers", "1", "--pretraining.loss.batch-size", "16"],
     *["--pretraining.optimisation.steps", "60", "--pretraining.optimisation.checkpoint-every", "10"],
     *["--diffuser.multi-task.steps", "20", "--diffuser.multi-task.checkpoint-every", "5"],

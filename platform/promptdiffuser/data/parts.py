@@ -32,6 +32,11 @@ def part_path(task: int, quality: str, number: int) -> str:
     return f"task={task}/quality={quality}/part-{number:05}.parquet"
 
 
+def part_number(name: str) -> int:
+    """Return the number in the path of a file."""
+    return int(name.rpartition("part-")[2].removesuffix(".parquet"))
+
+
 def episodes_per_part(family: TaskFamily) -> int:
     """Return how many episodes of a family a file holds at most."""
     return max(1, MAX_STEPS // family.horizon)
@@ -119,13 +124,15 @@ def check_part(storage: Storage, family: TaskFamily, name: str, record: FileReco
             expected = part_schema(family)
             if not parquet.schema_arrow.equals(expected):
                 raise UserError(f"{path} has other columns than {family.name}: {_difference(parquet, expected)}")
-            pieces = (_as_episodes(pa.Table.from_batches([b]), record.task) for b in _batches(parquet))
             rows = steps = 0
-            for piece in pieces:
+            for batch in _batches(parquet):
+                if holes := [name for name in expected.names if _nulls(batch.column(name))]:
+                    raise UserError(f"{path}: {holes[0]} has missing values; collect the dataset again")
+                piece = _as_episodes(pa.Table.from_batches([batch]), record.task)
                 if fault := find_fault(family, piece, first_episode=rows):
                     raise UserError(f"{path}: {fault}; collect the dataset again")
                 rows, steps = rows + len(piece), steps + int(piece.lengths.sum())
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable Parquet file ({error}); collect the dataset again") from error
     if (rows, steps) != (record.episodes, record.steps):
         raise UserError(
@@ -162,6 +169,12 @@ def find_fault(family: TaskFamily, episodes: Episodes, first_episode: int = 0) -
 def _batches(parquet: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
     batches: Iterator[pa.RecordBatch] = parquet.iter_batches(batch_size=ROWS_AT_A_TIME)
     return batches
+
+
+def _nulls(column: pa.Array) -> int:
+    numbers = column.storage.flatten() if isinstance(column, pa.ExtensionArray) else column
+    count: int = column.null_count + numbers.null_count
+    return count
 
 
 def _difference(parquet: pq.ParquetFile, expected: pa.Schema) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
@@ -37,14 +36,14 @@ class Storage:
         text = str(location)
         if "://" not in text:
             return Storage(text, fs.LocalFileSystem(), str(Path(text).resolve()))
-        if "@" in urlsplit(text).netloc or "key=" in urlsplit(text).query:
+        if any(mark in text.lower() for mark in ("@", "key=", "token=")):
             raise UserError(
                 f"the address {text.split('://')[0]}://... holds credentials; put them in the environment instead "
                 "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or GOOGLE_APPLICATION_CREDENTIALS)"
             )
         try:
             filesystem, root = fs.FileSystem.from_uri(text)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, OSError) as error:
             raise UserError(
                 f"{text} is not an address that can be read ({error}); use a path, s3:// or gs://"
             ) from error
@@ -78,7 +77,10 @@ class Storage:
         """Write a file under a temporary name that becomes its own in the end: it is never seen half-written."""
         folder, _, last = self.path(name).rpartition("/")
         temporary = f"{folder}/.{last}.writing"
-        self.filesystem.create_dir(folder, recursive=True)
+        try:
+            self.filesystem.create_dir(folder, recursive=True)
+        except OSError as error:
+            raise UserError(f"{self.location} cannot be written: {error}") from error
         with self.filesystem.open_output_stream(temporary) as file:
             yield file
         self.filesystem.move(temporary, f"{folder}/{last}")

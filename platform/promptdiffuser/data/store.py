@@ -6,7 +6,7 @@
 So an interrupted write leaves the dataset as it was before.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from promptdiffuser.data.manifest import (
     TaskRecord,
     package_versions,
 )
-from promptdiffuser.data.parts import check_part, episodes_per_part, read_part, write_part
+from promptdiffuser.data.parts import check_part, episodes_per_part, part_number, read_part, write_part
 from promptdiffuser.data.storage import Storage
 from promptdiffuser.errors import UserError
 from promptdiffuser.tasks import get_family
@@ -92,7 +92,10 @@ def open_dataset(location: str | Path | Storage) -> Dataset:
     """
     storage = location if isinstance(location, Storage) else Storage.at(location)
     location, manifest = storage.location, Manifest.read(storage)
-    family = get_family(manifest.family)
+    try:
+        family = get_family(manifest.family)
+    except UserError as error:
+        raise UserError(f"{location} cannot be used: {error}; collect it again") from error
     expected = (family.observation_dim, family.action_dim, family.horizon)
     found = (manifest.observation_dim, manifest.action_dim, manifest.horizon)
     if found != expected:
@@ -105,15 +108,19 @@ def open_dataset(location: str | Path | Storage) -> Dataset:
             f"{location} was made with {PHYSICS_PACKAGE} {made_with}, installed is {here}: physics differs between "
             "versions; install that version or collect the dataset again"
         )
+    _check_files(storage, family, manifest.files)
+    return Dataset(storage, manifest)
+
+
+def _check_files(storage: Storage, family: TaskFamily, files: Mapping[str, FileRecord]) -> None:
     with ThreadPoolExecutor(CHECKED_AT_A_TIME) as threads:
-        checks = [threads.submit(check_part, storage, family, *file) for file in manifest.files.items()]
+        checks = [threads.submit(check_part, storage, family, *file) for file in files.items()]
         try:
             for check in checks:
                 check.result()
         except BaseException:
             threads.shutdown(cancel_futures=True)
             raise
-    return Dataset(storage, manifest)
 
 
 class DatasetWriter:
@@ -149,8 +156,9 @@ class DatasetWriter:
         """Write episodes of any mix of tasks, in files of bounded size after those already there."""
         for task in np.unique(episodes.tasks).tolist():
             of_task = episodes.select(episodes.tasks == task)
-            before = [r for r in self._files.values() if (r.task, r.quality) == (task, quality)]
-            first, number = sum(record.episodes for record in before), len(before)
+            before = {n: r for n, r in self._files.items() if (r.task, r.quality) == (task, quality)}
+            first = sum(record.episodes for record in before.values())
+            number = max((part_number(name) for name in before), default=-1) + 1
             size = episodes_per_part(self.family)
             for start in range(0, len(of_task), size):
                 piece = of_task.select(slice(start, start + size))
@@ -162,15 +170,21 @@ class DatasetWriter:
         self._files[name] = record
 
     def commit(self) -> Dataset:
-        """Write the manifest and return the dataset, opened and validated."""
+        """Validate the new files, write the manifest and return the dataset.
+
+        Raises:
+            UserError: A new file is damaged or not the family's; the dataset is then what it was before.
+        """
         references = reference_returns(self.family)
+        _check_files(self.storage, self.family, dict(self._files.items() - self._manifest.files.items()))
         tasks = sorted({record.task for record in self._files.values()})
-        replace(
+        manifest = replace(
             self._manifest,
             tasks={
                 task: TaskRecord(self.family.goal(task), references[task].random_return, references[task].expert_return)
                 for task in tasks
             },
             files=dict(sorted(self._files.items())),
-        ).write(self.storage)
-        return open_dataset(self.storage)
+        )
+        manifest.write(self.storage)
+        return Dataset(self.storage, manifest)
