@@ -176,7 +176,8 @@ def _method_table(summary: Mapping[str, Any]) -> str:
             f"{_method_heading(name, colours[name])}"
             f'<td>{_number(row["mean"])} <span class="interval">{_bounds(row)}</span></td>'
             f"<td>{_whisker(row, low, high, colours[name])}</td>"
-            f"<td>{_number(row['normalised'])}</td><td>{_percent(row['failed_share'])}</td>"
+            f"<td>{_number(row['normalised'])}</td>"
+            f"<td>{_percent(row['success'] if summary['has_success'] else row['failed_share'])}</td>"
             f"<td>{_number(row['seconds_adapt'])}</td><td>{_count(row['tunable_parameters'])}</td></tr>"
         )
     heads = (
@@ -184,7 +185,7 @@ def _method_table(summary: Mapping[str, Any]) -> str:
         "Mean return, 95\u00a0% interval",
         "",
         "Normalised",
-        "Failed",
+        "Solved" if summary["has_success"] else "Failed",
         "Adapt,\u00a0s",
         "Tunable parameters",
     )

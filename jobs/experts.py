@@ -30,6 +30,7 @@ from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.data.manifest import package_versions
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.tasks import run_tasks
+from promptdiffuser.errors import UserError
 from promptdiffuser.evaluation.blocks import lockstep_of
 from promptdiffuser.evaluation.stepping import EpisodeRequest, EpisodeStepper
 from promptdiffuser.experiment import ClusterConfig
@@ -257,6 +258,17 @@ def choose_random_share(family: TaskFamily, seed: int) -> tuple[float, dict[str,
     return min(share for share in shares if means[share] <= halfway), {str(s): means[s] for s in shares}
 
 
+def command_of(job: ExpertsJob, family: TaskFamily) -> str:
+    """Return the command that makes a family's experts again."""
+    changed = [
+        f"--ppo.{name.replace('_', '-')} {value}"
+        for name, value in asdict(job.ppo).items()
+        if value != getattr(PPOConfig(), name)
+    ]
+    episodes = [f"--reference-episodes {job.reference_episodes}"] if job.reference_episodes != 5 else []
+    return " ".join(["python jobs/experts.py", family.name, "--seeds", *map(str, job.seeds), *episodes, *changed])
+
+
 def ship(job: ExpertsJob, family: TaskFamily, trained: dict[int, list[Checkpoint]]) -> None:
     """Choose, measure on fresh seeds, and write a family's experts and reference returns."""
     fresh = requests_of("final", family.tasks, job.reference_episodes, job.seeds[0])
@@ -297,7 +309,7 @@ def ship(job: ExpertsJob, family: TaskFamily, trained: dict[int, list[Checkpoint
             "family": family.name,
             "quality": quality,
             "rule": QUALITIES[quality],
-            "command": f"python jobs/experts.py {family.name} --seeds {' '.join(map(str, job.seeds))}",
+            "command": command_of(job, family),
             **how,
             "mean_return": mean_return(measured[quality]),
             "success": float(np.mean([success for _, success in measured[quality].values()])),
@@ -314,7 +326,7 @@ def ship(job: ExpertsJob, family: TaskFamily, trained: dict[int, list[Checkpoint
         print(f"{family.name} {quality}: mean return {record['mean_return']:.2f}, success {record['success']:.3f}")
     references = {
         "family": family.name,
-        "command": f"python jobs/experts.py {family.name} --seeds {' '.join(map(str, job.seeds))}",
+        "command": command_of(job, family),
         "columns": ["random_return", "expert_return", "expert_success"],
         "episodes_per_task": job.reference_episodes,
         "seed": job.seeds[0],
@@ -335,6 +347,9 @@ def ship(job: ExpertsJob, family: TaskFamily, trained: dict[int, list[Checkpoint
 def main(job: ExpertsJob) -> None:
     """Train all families and seeds side by side, then choose and measure family by family."""
     families = [get_family(name) for name in job.families]
+    for family in families:
+        if family.expert_of:
+            raise UserError(f"{family.name} has the experts of {family.expert_of}; make those")
     connect(job.cluster)
     trainings = [
         Training(family.name, seed, job.ppo)

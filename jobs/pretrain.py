@@ -56,12 +56,16 @@ def backbone_folder(workspace: Workspace) -> Path:
 
 
 def checked_dataset(workspace: Workspace) -> Dataset:
-    """Open the experiment's dataset; raises `UserError` if it is broken or of another family."""
+    """Open the experiment's dataset; raises `UserError` if it is broken, of another family, or lacks episodes."""
     dataset = open_dataset(collect.dataset_location(workspace))
     if dataset.manifest.family != workspace.experiment.family:
         raise UserError(
             f"{dataset.location} holds {dataset.manifest.family}, the experiment is on {workspace.experiment.family}"
         )
+    dataset.files(dataset.family.train_tasks, workspace.experiment.quality)
+    few_shot = workspace.experiment.evaluation.few_shot
+    for task in (*dataset.family.validation_tasks, *dataset.family.test_tasks):
+        dataset.check_few_shot(task, few_shot)
     return dataset
 
 

@@ -224,7 +224,11 @@ def run_job(main: Callable[[Any], None], description: str, recipes: dict[str, tu
     with exit_status():
         if recipes is None:
             recipes = {name: (recipe.__doc__ or "", JobOptions(recipe())) for name, recipe in RECIPES.items()}
-        main(tyro.extras.overridable_config_cli(recipes, description=description))
+        try:
+            options = tyro.extras.overridable_config_cli(recipes, description=description)
+        except ValueError as error:  # fields that contradict each other are found when the whole object is made
+            raise UserError(str(error)) from error
+        main(options)
 
 
 @contextmanager

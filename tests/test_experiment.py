@@ -7,6 +7,7 @@ import pytest
 
 from promptdiffuser.errors import UserError
 from promptdiffuser.experiment import Experiment
+from promptdiffuser.tasks import FAMILIES, get_family
 
 
 def document_with(**changes: Any) -> dict[str, Any]:
@@ -31,13 +32,19 @@ def test_every_recipe_survives_json(pytestconfig: pytest.Config, monkeypatch: py
     from recipes import RECIPES, SWEEPS
 
     experiments = {name: recipe() for name, recipe in RECIPES.items()}
-    assert {"quickstart", "cheetah-vel"} <= experiments.keys()
+    assert experiments.keys() == {"quickstart", *FAMILIES}
+    assert all(experiments[family].family == family for family in FAMILIES)
+    assert len({experiment.to_json() for experiment in experiments.values()}) == len(experiments)
     assert {name: experiment.name for name, experiment in experiments.items()} == {name: name for name in experiments}
     for experiment in [*experiments.values(), *(sweep().experiment for sweep in SWEEPS.values())]:
         restored = Experiment.from_json(experiment.to_json())
         assert restored == experiment
         assert restored.to_json() == experiment.to_json()
         assert isinstance(restored.methods, tuple)
+        assert isinstance(restored.collection.qualities, tuple)
+        # The public batch: 16 windows of every training task, at most 720 (45 tasks).
+        if experiment.name in FAMILIES:
+            assert experiment.pretraining.loss.batch_size == min(16 * len(get_family(experiment.name).train_tasks), 720)
 
 
 def test_changed_values_survive_json() -> None:
@@ -81,7 +88,8 @@ IMPOSSIBLE = {
     "family": ["cheetah-fly"],
     "methods": [[], ["prompt-guesser"], ["prompt-dt", "prompt-guesser"]],
     "collection__episodes_per_task": [0, -1],
-    "collection__reference_episodes": [0],
+    "collection__qualities": [[], ["expert", "expert"], ["expert", "superb"]],
+    "quality": ["superb", "medium"],
     "backbone__width": [0, -128],
     "backbone__layers": [0],
     "backbone__heads": [0, 3],
@@ -117,7 +125,9 @@ IMPOSSIBLE = {
     "diffuser__few_shot__learning_rate": [0.0],
     "evaluation__prompts": [0],
     "evaluation__episodes_per_prompt": [0],
-    "evaluation__few_shot_episodes": [0],
+    "evaluation__few_shot__episodes": [0],
+    "evaluation__few_shot__quality": ["superb", "medium"],
+    "evaluation__few_shot__returns": ["best"],
     "cluster__train_workers": [0],
     "cluster__rollout_actors": [0],
     "cluster__local_cpus": [0],
@@ -126,6 +136,8 @@ WRONG_TYPES = {
     "name": 3,
     "seed": "zero",
     "methods": "prompt-dt",
+    "quality": 3,
+    "collection__qualities": "expert",
     "backbone": 3,
     "backbone__layers": 2.5,
     "evaluation__prompts": "ten",
@@ -161,14 +173,19 @@ def test_value_of_another_type_is_refused_by_name(path: str) -> None:
         ({"backbone__history": 300}, ["backbone.history", "300", "200"]),
         ({"backbone__prompt_length": 250}, ["backbone.prompt_length", "250", "200"]),
         (
-            {"collection__episodes_per_task": 3, "evaluation__few_shot_episodes": 4},
-            ["evaluation.few_shot_episodes", "collection.episodes_per_task"],
+            {"collection__episodes_per_task": 3, "evaluation__few_shot__episodes": 4},
+            ["evaluation.few_shot.episodes", "collection.episodes_per_task"],
         ),
         (
             {"diffuser__guidance_start": 11, "diffuser__multi_task__steps": 10},
             ["diffuser.guidance_start", "diffuser.multi_task.steps", "11", "10"],
         ),
         ({"diffusion__schedule": "linear", "diffusion__steps": 1}, ["diffusion.schedule", "diffusion.steps"]),
+        ({"quality": "medium"}, ["quality", "medium", "collection.qualities", "expert"]),
+        (
+            {"collection__qualities": ["mixed", "random"], "quality": "mixed"},
+            ["evaluation.few_shot.quality", "expert", "collection.qualities", "mixed, random"],
+        ),
     ],
 )
 def test_values_that_contradict_each_other_are_refused_by_both_names(changes: dict, names: list[str]) -> None:
@@ -181,7 +198,8 @@ def test_values_that_contradict_each_other_are_refused_by_both_names(changes: di
     "changes",
     [
         {"backbone__history": 200, "backbone__prompt_length": 199},
-        {"collection__episodes_per_task": 5, "evaluation__few_shot_episodes": 5},
+        {"collection__episodes_per_task": 5, "evaluation__few_shot__episodes": 5},
+        {"collection__qualities": ["mixed", "medium"], "quality": "mixed", "evaluation__few_shot__quality": "medium"},
         {"diffuser__guidance_start": 10, "diffuser__multi_task__steps": 10},
         {"guidance__weight": 0.0},
         {"pretraining__optimisation__clip_norm": 0.0, "pretraining__optimisation__average_decay": 0.0},

@@ -12,7 +12,7 @@ import pytest
 from promptdiffuser.tracking.store import RunLog, Tracker, prepare
 
 TASKS = (2, 7, 15)
-GOALS = {"2": 0.225, "7": 0.6, "15": 1.2}
+LABELS = {"2": "0.225 m/s", "7": "0.6 m/s", "15": "1.2 m/s"}
 MEANS = {"prompt-dt": -40.0, "other-task-prompt": -60.0, "prompt-diffuser": -30.0, "prompt-diffuser-context": -30.5}
 STEPS, STATE_ACTION_REWARD = 5, 27
 
@@ -30,13 +30,13 @@ class SyntheticExperiment:
 def make_episodes(rng: np.random.Generator) -> pd.DataFrame:
     """Return 3 tasks x 2 prompts x 3 episodes for each method, around its made-up mean."""
     rows = [
-        (method, task, prompt, episode, episode, mean - task + 3.0 * rng.normal(), 200, 0.1)
+        (method, task, prompt, episode, episode, mean - task + 3.0 * rng.normal(), 200, False, 0.1)
         for method, mean in MEANS.items()
         for task in TASKS
         for prompt in range(2)
         for episode in range(3)
     ]
-    columns = ["method", "task", "prompt", "episode", "seed", "return", "length", "seconds"]
+    columns = ["method", "task", "prompt", "episode", "seed", "return", "length", "success", "seconds"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -64,6 +64,7 @@ def make_summary(name: str, episodes: pd.DataFrame) -> dict[str, Any]:
             "normalised": 0.5 + 0.1 * rank,
             "per_task": {str(task): float(value) for task, value in own.groupby("task")["return"].mean().items()},
             "failed_share": 0.125 * rank,
+            "success": 0.0,
             "seconds": 12.0,
             "seconds_adapt": 1.25 * rank,
             "tunable_parameters": 1234 * rank,
@@ -72,10 +73,15 @@ def make_summary(name: str, episodes: pd.DataFrame) -> dict[str, Any]:
         "experiment": name,
         "family": "cheetah-vel",
         "test_tasks": list(TASKS),
-        "goal_unit": "m/s",
-        "goals": GOALS,
+        "tasks": LABELS,
+        "caution": "",
+        "has_success": False,
         "dataset_digest": "synthetic-digest",
-        "protocol": {"episodes_per_prompt": 3, "prompts_per_task": 2},
+        "protocol": {
+            "prompts": 2,
+            "episodes_per_prompt": 3,
+            "few_shot": {"episodes": 5, "quality": "mixed", "returns": "high"},
+        },
         "command": "python jobs/pipeline.py <synthetic> --seed 7",
         "seed": 7,
         "methods": methods,

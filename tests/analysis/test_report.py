@@ -1,5 +1,6 @@
 """The report of a synthetic experiment says what its summary says, and refuses what is not there."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -13,9 +14,10 @@ import pandas as pd
 import pytest
 
 from analysis.intervals import bootstrap_mean, paired_difference, task_interval
-from analysis.report import write_report
+from analysis.report import conclusions, render, write_report
 from analysis.runs import load_experiment
 from promptdiffuser.errors import UserError
+from promptdiffuser.tasks import FAMILIES
 from promptdiffuser.tracking.store import Tracker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,7 +104,14 @@ def test_page_is_complete_and_self_contained(experiment: Any, page: Page) -> Non
     facts = {row[0]: row[1] for row in page.rows["provenance"] if len(row) == 2}
     assert facts["command"] == "python jobs/pipeline.py <synthetic> --seed 7"
     assert facts["dataset digest"] == "synthetic-digest"
-    assert facts["protocol: prompts_per_task"] == "2"
+    protocol = {key.removeprefix("protocol: "): value for key, value in facts.items() if key.startswith("protocol")}
+    assert protocol == {
+        "prompts": "2",
+        "episodes_per_prompt": "3",
+        "few_shot.episodes": "5",
+        "few_shot.quality": "mixed",
+        "few_shot.returns": "high",
+    }
     assert facts["MLflow run"] == experiment.parent_run_id
     assert (facts["backbone.layers"], facts["torch"]) == ("3", "2.13")
 
@@ -116,6 +125,16 @@ def test_conclusions_follow_the_numbers(page: Page) -> None:
     assert "better on 0 of 3: zero lies outside, a loss" in text
     assert "on all of them 25% of the time" in text
     assert "one training seed (7)" in text
+
+
+def test_caution_comes_first(experiment: Any) -> None:
+    """What limits every number is said before the numbers, and nothing is said where nothing limits them."""
+    results = load_experiment(experiment.uri, experiment.name, experiment.parent_run_id)
+    caution = FAMILIES["cheetah-dir"].caution
+    cautious = dataclasses.replace(results, summary=results.summary | {"caution": caution})
+    assert conclusions(cautious) == [caution, *conclusions(results)]
+    assert caution in Page(render(cautious)).text["conclusions"]
+    assert "has the highest mean return" in conclusions(results)[0]
 
 
 def test_command_line(experiment: Any, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from promptdiffuser.data.few_shot import FewShotConfig
 from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.diffusion.process import DiffusionConfig
@@ -37,7 +38,7 @@ def backbone(small_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -
         backbone=BackboneConfig(width=16, layers=1, history=4, prompt_length=3),
         loss=BackboneLossConfig(batch_size=8),
         optimisation=OPTIMISATION,
-        statistics=Normaliser.fit(small_dataset.read(TASKS), 500.0).tensors(),
+        statistics=Normaliser.fit(small_dataset.parts(TASKS), 500.0).tensors(),
         dataset_digest=small_dataset.manifest.digest,
     )
     train(training, training.learning_task(*make_resident(training, small_dataset.read(TASKS), CPU), CPU), folder)
@@ -63,15 +64,16 @@ def make_trials(backbone: Path, dataset: Dataset, folder: Path, schedules: list[
         prompt_length=3,
         dataset_digest=dataset.manifest.digest,
     )
-    protocol = ProtocolConfig(prompts=2, episodes_per_prompt=1, few_shot_episodes=2)
+    protocol = ProtocolConfig(prompts=2, episodes_per_prompt=1, few_shot=FewShotConfig(episodes=2))
     return [
         Trial(
             name=schedule,
             point={"schedule": schedule},
             job=TrainJob(
                 dataclasses.replace(training, diffusion=DiffusionConfig(schedule=schedule)),
-                dataset.folder,
+                dataset.storage,
                 TASKS,
+                "expert",
                 folder / schedule,
                 tracker.run(schedule, schedule, None, {}),
             ),

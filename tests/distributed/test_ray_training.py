@@ -11,11 +11,12 @@ import pytest
 import ray
 import torch
 
+from promptdiffuser.data.few_shot import FewShotConfig
 from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.data.windows import PromptPool, ResidentEpisodes
 from promptdiffuser.distributed.datasets import EPISODES, POOL, ShardByEpisode, resident_shard, training_datasets
-from promptdiffuser.distributed.training import TrainJob, train_on_cluster
+from promptdiffuser.distributed.training import TrainJob, train_few_shot, train_on_cluster
 from promptdiffuser.experiment import ClusterConfig
 from promptdiffuser.learning.backbone import BackboneLearning, BackboneLossConfig
 from promptdiffuser.learning.checkpoint import load_checkpoint
@@ -39,7 +40,7 @@ def training(small_dataset: Dataset) -> BackboneTraining:
         optimisation=OptimisationConfig(
             steps=12, learning_rate=1e-3, schedule="constant", clip_norm=1.0, checkpoint_every=4
         ),
-        statistics=Normaliser.fit(small_dataset.read(TASKS), 500.0).tensors(),
+        statistics=Normaliser.fit(small_dataset.parts(TASKS), 500.0).tensors(),
         dataset_digest=small_dataset.manifest.digest,
     )
 
@@ -66,7 +67,7 @@ def weights_of_ray_run(
     training: BackboneTraining, dataset: Dataset, folder: Path, workers: int
 ) -> dict[str, torch.Tensor]:
     run = prepare(f"sqlite:///{folder}/mlflow.db", "test").run("test", "test", None, {})
-    job = TrainJob(training, dataset.folder, TASKS, folder, run)
+    job = TrainJob(training, dataset.storage, TASKS, "expert", folder, run)
     train_on_cluster(job, ClusterConfig(train_workers=workers))
     return load_checkpoint(folder / "model").tensors["weights"]
 
@@ -75,7 +76,7 @@ def weights_of_ray_run(
 def test_shards_hold_every_episode_once_and_pools_are_equal(
     training: BackboneTraining, small_dataset: Dataset, workers: int
 ) -> None:
-    datasets = training_datasets(small_dataset, TASKS, training)
+    datasets = training_datasets(small_dataset, TASKS, "expert", training)
     split = {name: ShardByEpisode().configure({name: datasets[name]}, workers) for name in (EPISODES, POOL)}
     shards = [
         resident_shard(training, CPU, episodes[EPISODES], pool[POOL])
@@ -149,3 +150,42 @@ def test_a_killed_worker_changes_nothing_and_no_metric_is_logged_twice(
     steps = [point.step for point in client.get_metric_history(run.info.run_id, "training/loss")]
     assert steps == sorted(set(steps))
     assert steps[-1] == training.optimisation.steps
+
+
+def test_training_reads_the_quality_that_it_is_told(training: BackboneTraining, small_dataset: Dataset) -> None:
+    datasets = training_datasets(small_dataset, TASKS, "random", training)
+    rows = datasets[EPISODES].take_all()
+    assert sorted(int(row["seed"]) for row in rows) == sorted(small_dataset.read(TASKS, "random").seeds.tolist())
+    assert {bool(row["success"]) for row in rows} == {False}
+
+
+def test_few_shot_trainings_learn_from_the_few_shot_sets_alone(
+    training: BackboneTraining, small_dataset: Dataset, tmp_path: Path
+) -> None:
+    """Any training will do: what it ends with tells which episodes it saw."""
+    tracker, finished = prepare(f"sqlite:///{tmp_path}/mlflow.db", "test"), []
+    few_shot = FewShotConfig(episodes=2, returns="high")
+    jobs = [
+        TrainJob(
+            training,
+            small_dataset.storage,
+            (task,),
+            few_shot.quality,
+            tmp_path / str(task),
+            tracker.run(str(task), str(task), None, {}),
+        )
+        for task in (2, 7)
+    ]
+    train_few_shot(jobs, few_shot, lambda job: finished.append(job.tasks))
+    assert sorted(finished) == [(2,), (7,)]
+    for (task,) in finished:
+        episodes = few_shot.choose(small_dataset.read([task]))
+        assert len(episodes) == 2
+        resident, pool = make_resident(training, episodes, CPU)
+        train(training, training.learning_task(resident, pool, CPU), tmp_path / "plain" / str(task))
+        expected, made = (
+            load_checkpoint(folder / str(task) / "model").tensors["weights"]
+            for folder in (tmp_path / "plain", tmp_path)
+        )
+        for name, value in expected.items():
+            torch.testing.assert_close(made[name], value, rtol=0, atol=0)

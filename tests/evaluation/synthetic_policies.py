@@ -50,6 +50,6 @@ def tiny_backbone(family: TaskFamily, seed: int = 0) -> PromptDT:
 def tiny_pool(family: TaskFamily, tasks: Sequence[int], seed: int = 0) -> tuple[PromptPool, Normaliser]:
     """A prompt pool with one made-up episode for each entry of `tasks`."""
     episodes = draw_episodes(family, tasks, seed=seed)
-    normaliser = Normaliser.fit(episodes, family.return_scale)
+    normaliser = Normaliser.fit([episodes], family.return_scale)
     pieces = cut_pool_pieces(episodes, TINY.prompt_length, num_transitions=4)
     return PromptPool.build(pieces, normaliser, torch.device("cpu")), normaliser

@@ -1,6 +1,7 @@
 """Blocks of episodes: their content is fixed by what they name."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,17 +9,37 @@ import pytest
 import torch
 
 from promptdiffuser.data.episodes import Episodes
-from promptdiffuser.evaluation.blocks import AdaptedPolicies, CollectBlock, EvaluationBlock
+from promptdiffuser.data.parts import MAX_STEPS, describe_part, episodes_per_part, part_path, read_part
+from promptdiffuser.data.storage import Storage
+from promptdiffuser.evaluation.blocks import (
+    LEARNED_LOCKSTEP,
+    SCRIPTED_LOCKSTEP,
+    AdaptedPolicies,
+    CollectBlock,
+    EvaluationBlock,
+    collect_blocks,
+    lockstep_of,
+)
 from promptdiffuser.evaluation.policies import PromptedPolicy
 from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.evaluation.stepping import EpisodeRequest, EpisodeStepper
 from promptdiffuser.tasks import FAMILIES
-from promptdiffuser.tasks.experts import ExpertNetwork, shipped_weights
+from promptdiffuser.tasks.experts import (
+    Demonstrator,
+    Quality,
+    RandomPolicy,
+    demonstrators,
+    policy_of,
+)
+from promptdiffuser.tasks.family import ScriptedExpert, TaskFamily
+from tests.data.synthetic import assert_equal
 from tests.evaluation.synthetic_policies import tiny_backbone, tiny_pool
 
 FULL_FAMILY = FAMILIES["cheetah-vel"]
 FAMILY = dataclasses.replace(FULL_FAMILY, horizon=30)
-PROTOCOL = ProtocolConfig(prompts=3, episodes_per_prompt=2, few_shot_episodes=1)
+PROTOCOL = ProtocolConfig(prompts=3, episodes_per_prompt=2)
+NOWHERE = Storage.at("/nowhere")
+"""For blocks whose episodes are run but not written."""
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +69,8 @@ def test_frame_has_one_row_for_each_prompt_and_episode(policies: AdaptedPolicies
     assert set(frame.task) == {7}
     assert set(frame.length) == {FAMILY.horizon}
     assert frame.seed.is_unique
+    assert frame.success.dtype == bool
+    assert not frame.success.any()  # cheetah-vel does not say what success is
 
 
 def test_each_row_is_the_episode_of_its_prompt_and_seed(policies: AdaptedPolicies) -> None:
@@ -60,7 +83,7 @@ def test_each_row_is_the_episode_of_its_prompt_and_seed(policies: AdaptedPolicie
 
 def frame_position(column: str) -> int:
     # `return` is a keyword, so named tuples rename it; position 0 is the index.
-    columns = ["method", "task", "prompt", "episode", "seed", "return", "length", "seconds"]
+    columns = ["method", "task", "prompt", "episode", "seed", "return", "length", "success", "seconds"]
     return columns.index(column) + 1
 
 
@@ -81,28 +104,117 @@ def test_block_names_differ_by_method_and_task() -> None:
     assert len({block.name for block in blocks}) == 4
 
 
-def collect(quality: str, episodes: int = 3, task: int = 26, seed: int = 0) -> Episodes:
-    experts = {"expert": ExpertNetwork.load(shipped_weights(FULL_FAMILY.name, "expert"))}
-    return CollectBlock(task, quality, episodes, seed).run(EpisodeStepper(FULL_FAMILY), experts)
+def block_of(quality: Quality, episodes: int = 3, first: int = 0, task: int = 26, seed: int = 0) -> CollectBlock:
+    return CollectBlock(NOWHERE, task, quality, 0, first, episodes, seed)
 
 
-@pytest.mark.parametrize("quality", ["expert", "random"])
-def test_collecting_twice_gives_equal_episodes(quality: str) -> None:
-    first, again = collect(quality), collect(quality)
-    for field in dataclasses.fields(Episodes):
-        assert np.array_equal(getattr(first, field.name), getattr(again, field.name)), field.name
+def collect(quality: Quality, episodes: int = 3, first: int = 0, task: int = 26, seed: int = 0) -> Episodes:
+    block = block_of(quality, episodes, first, task, seed)
+    return block.collect(EpisodeStepper(FULL_FAMILY), demonstrators(FULL_FAMILY, quality))
+
+
+@pytest.mark.parametrize("quality", ["expert", "medium", "random", "mixed"])
+def test_collecting_twice_gives_equal_episodes(quality: Quality) -> None:
+    first = collect(quality)
+    assert_equal(first, collect(quality))
     assert first.tasks.tolist() == [26] * 3
     assert len(set(first.seeds.tolist())) == 3
     assert not set(first.seeds) & set(collect(quality, seed=1).seeds)
     assert not set(first.seeds) & set(collect(quality, task=2).seeds)
 
 
-def test_expert_collects_far_higher_returns_than_random_actions() -> None:
-    assert collect("expert").returns.min() > collect("random").returns.max() + 100
+def test_expert_collects_higher_returns_than_medium_and_far_higher_ones_than_random_actions() -> None:
+    expert, medium, chance = (collect(quality).returns for quality in ("expert", "medium", "random"))
+    assert expert.min() > medium.max() > chance.max()
+    assert expert.min() > chance.max() + 100
 
 
-def test_random_episodes_do_not_depend_on_how_many_are_collected() -> None:
-    few, many = collect("random", 2), collect("random", 3)
-    assert np.array_equal(few.actions, many.actions[:2])
-    assert np.array_equal(few.observations, many.observations[:2])
-    assert not np.array_equal(many.actions[0], many.actions[1])
+@pytest.mark.parametrize("quality", ["random", "expert", "mixed"])
+def test_a_block_holds_the_same_numbers_of_a_larger_collection(quality: Quality) -> None:
+    whole = collect(quality, 12)
+    for first, count in ((0, 2), (6, 3), (11, 1)):
+        block = collect(quality, count, first)
+        of_whole = whole.select(slice(first, first + count))
+        assert np.array_equal(block.seeds, of_whole.seeds)
+        assert np.array_equal(block.observations[:, 0], of_whole.observations[:, 0])
+        if quality == "random":
+            assert_equal(block, of_whole)
+        else:
+            # A network's sums may be rounded otherwise in a batch of another size, and the Cheetah remembers.
+            np.testing.assert_allclose(block.actions[:, :5], of_whole.actions[:, :5], atol=1e-4)
+
+
+def test_seven_episodes_of_ten_are_the_medium_policys_and_then_three_the_experts() -> None:
+    makers = demonstrators(FULL_FAMILY, "mixed")
+    mixed = collect("mixed", 20)
+    medium = [number for number in range(20) if number % 10 < 7]
+    for quality, numbers in (("medium", medium), ("expert", [n for n in range(20) if n not in medium])):
+        seeds = mixed.seeds[numbers].tolist()
+        policy = policy_of(FULL_FAMILY, makers[quality], seeds)
+        alone = EpisodeStepper(FULL_FAMILY).run([EpisodeRequest(26, seed) for seed in seeds], policy)
+        assert_equal(mixed.select(np.array(numbers)), alone)
+    assert len(set(mixed.seeds)) == 20
+
+
+def test_qualities_meet_initial_states_of_their_own() -> None:
+    seeds = [set(collect(quality).seeds) for quality in ("expert", "medium", "random", "mixed")]
+    assert len(set.union(*seeds)) == sum(map(len, seeds))
+
+
+SCRIPTED = dataclasses.replace(FAMILIES["reach"], horizon=12)
+
+
+@pytest.mark.parametrize("quality", ["expert", "mixed", "random"])
+def test_scripted_episodes_do_not_depend_on_how_they_are_cut(quality: Quality) -> None:
+    assert isinstance(SCRIPTED.expert, ScriptedExpert)
+    makers: dict[Quality, Demonstrator] = {"expert": 0.0, "medium": 0.5}
+    stepper = EpisodeStepper(SCRIPTED)
+    whole = block_of(quality, 10).collect(stepper, makers)
+    pieces = [block_of(quality, count, first).collect(stepper, makers) for first, count in ((0, 3), (3, 6), (9, 1))]
+    assert_equal(Episodes.concatenate(pieces), whole)
+    if quality == "mixed":
+        for number, seed in enumerate(whole.seeds.tolist()):
+            policy = policy_of(SCRIPTED, 0.5 if number < 7 else 0.0, [seed])
+            alone = EpisodeStepper(SCRIPTED).run([EpisodeRequest(26, seed)], policy)
+            assert_equal(whole.select(slice(number, number + 1)), alone)
+
+
+def test_networks_run_in_larger_batches_than_scripts() -> None:
+    assert lockstep_of(FULL_FAMILY) == LEARNED_LOCKSTEP > SCRIPTED_LOCKSTEP == lockstep_of(SCRIPTED)
+
+
+@pytest.mark.parametrize("quality", ["expert", "random"])
+def test_a_block_writes_its_episodes_and_returns_what_the_file_holds(quality: Quality, tmp_path: Path) -> None:
+    storage = Storage.at(tmp_path / "dataset")
+    makers = demonstrators(FULL_FAMILY, quality)
+    block = dataclasses.replace(block_of(quality, 2, first=5), storage=storage, part=3)
+    record = block.run(EpisodeStepper(FULL_FAMILY), makers)
+    assert [path.name for path in (tmp_path / "dataset").rglob("*.parquet")] == ["part-00003.parquet"]
+    assert block.name == part_path(26, quality, 3)
+    written = read_part(storage, block.name, 26)
+    assert_equal(written, block.collect(EpisodeStepper(FULL_FAMILY), makers))
+    assert record == describe_part(storage, block.name, 26, quality, written)
+    assert (record.task, record.quality, record.episodes, record.steps) == (26, quality, 2, 2 * FULL_FAMILY.horizon)
+    assert record.return_mean == pytest.approx(written.returns.mean())
+    again = dataclasses.replace(block, storage=Storage.at(tmp_path / "again"))
+    assert again.run(EpisodeStepper(FULL_FAMILY), makers) == record, "the same episodes gave another file"
+
+
+@pytest.mark.parametrize("family", [FULL_FAMILY, FAMILIES["ml10"]], ids=lambda family: family.name)
+@pytest.mark.parametrize("episodes", [1, 99, 100, 101, 999])
+def test_collections_are_cut_into_files_of_bounded_size(family: TaskFamily, episodes: int) -> None:
+    blocks = collect_blocks(NOWHERE, family, 7, "medium", episodes, seed=5)
+    assert [block.part for block in blocks] == list(range(len(blocks)))
+    numbers = [block.first_episode + row for block in blocks for row in range(block.episodes)]
+    assert numbers == list(range(episodes))
+    assert all(1 <= block.episodes * family.horizon <= MAX_STEPS for block in blocks)
+    assert all(block.episodes == episodes_per_part(family) for block in blocks[:-1])
+    assert {(block.task, block.quality, block.seed) for block in blocks} == {(7, "medium", 5)}
+    assert len({block.name for block in blocks}) == len(blocks)
+
+
+def test_random_episodes_are_the_random_policys() -> None:
+    episodes = collect("random", 2)
+    seeds = episodes.seeds.tolist()
+    requests = [EpisodeRequest(26, seed) for seed in seeds]
+    assert_equal(episodes, EpisodeStepper(FULL_FAMILY).run(requests, RandomPolicy(FULL_FAMILY, seeds)))

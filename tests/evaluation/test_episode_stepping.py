@@ -1,8 +1,7 @@
 """The stepping engine: an episode is the same alone, in company, on a used simulator and in a plain loop."""
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -12,16 +11,13 @@ from gymnasium.spaces import Box
 from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.evaluation.stepping import EpisodeRequest, EpisodeStepper
 from promptdiffuser.tasks import FAMILIES
-from promptdiffuser.tasks.family import TaskFamily
+from promptdiffuser.tasks.experts import ScriptedPolicy
+from promptdiffuser.tasks.family import TaskEnv, TaskFamily
+from tests.data.synthetic import assert_equal
 from tests.evaluation.synthetic_policies import FeedbackPolicy
 
 FAMILY = FAMILIES["cheetah-vel"]
 REQUESTS = [EpisodeRequest(7, 11), EpisodeRequest(0, 12), EpisodeRequest(7, 13), EpisodeRequest(39, 11)]
-
-
-def assert_equal(left: Episodes, right: Episodes) -> None:
-    for field in dataclasses.fields(Episodes):
-        assert np.array_equal(getattr(left, field.name), getattr(right, field.name)), field.name
 
 
 def run(requests: list[EpisodeRequest], stepper: EpisodeStepper | None = None) -> Episodes:
@@ -72,13 +68,19 @@ def test_stored_actions_are_those_that_the_environment_received() -> None:
     assert (np.abs(actions) < 1).any()
 
 
-class Countdown(gymnasium.Env[Any, Any]):
+class Countdown(TaskEnv):
     """Terminates after `task` + 1 steps, with a reward of 1 each; stepping on after the end is an error."""
+
+    made: ClassVar[list["Countdown"]] = []
 
     def __init__(self, task: int) -> None:
         self.observation_space = Box(-np.inf, np.inf, (1,), np.float32)
         self.action_space = Box(-1, 1, (1,), np.float32)
         self.task, self.left = task, 0
+        self.made.append(self)
+
+    def set_task(self, task: int) -> None:
+        self.task = task
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
@@ -88,24 +90,19 @@ class Countdown(gymnasium.Env[Any, Any]):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         assert self.left > 0, "stepped after its end"
         self.left -= 1
-        return np.array([self.left], np.float32), 1.0, self.left == 0, False, {}
+        # Solved on its third step alone, if it comes to that.
+        success = float(self.left == self.task - 2)
+        return np.array([self.left], np.float32), 1.0, self.left == 0, False, {"success": success}
 
 
 @pytest.fixture
-def countdown() -> Iterator[TaskFamily]:
-    gymnasium.register("PromptDiffuserTests/Countdown-v0", entry_point=Countdown)
-    yield dataclasses.replace(
-        FAMILY,
-        name="countdown",
-        gymnasium_id="PromptDiffuserTests/Countdown-v0",
-        observation_dim=1,
-        action_dim=1,
-        horizon=6,
+def countdown() -> TaskFamily:
+    Countdown.made.clear()
+    return dataclasses.replace(
+        FAMILY, name="countdown", entry_point=Countdown, observation_dim=1, action_dim=1, horizon=6, terminates=True
     )
-    del gymnasium.registry["PromptDiffuserTests/Countdown-v0"]
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:gymnasium")
 def test_episodes_that_end_early_are_padded_with_zeros(countdown: TaskFamily) -> None:
     stepper = EpisodeStepper(countdown)
     for _ in range(2):  # the second time on used simulators
@@ -118,8 +115,49 @@ def test_episodes_that_end_early_are_padded_with_zeros(countdown: TaskFamily) ->
             assert (episodes.actions[row, length:] == 0).all()
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:gymnasium")
 def test_stepping_stops_when_every_episode_has_ended(countdown: TaskFamily) -> None:
     policy = FeedbackPolicy(countdown)
     EpisodeStepper(countdown).run([EpisodeRequest(0, 0), EpisodeRequest(2, 0)], policy)
     assert policy.observed == 3
+
+
+def test_a_task_solved_at_any_step_counts_where_the_family_knows_success(countdown: TaskFamily) -> None:
+    requests = [EpisodeRequest(task, 0) for task in (1, 2, 5, 20)]
+    solved = run(requests, EpisodeStepper(dataclasses.replace(countdown, has_success=True))).successes
+    assert solved.dtype == bool
+    assert solved.tolist() == [False, True, True, True]
+    assert run(requests, EpisodeStepper(countdown)).successes.tolist() == [False] * 4
+
+
+def test_there_are_never_more_simulators_than_the_largest_batch_has_episodes(countdown: TaskFamily) -> None:
+    stepper = EpisodeStepper(countdown)
+    for tasks in ([3], [0, 5], [1], [9, 2, 4], [7, 7], [0, 1, 2]):
+        episodes = run([EpisodeRequest(task, 0) for task in tasks], stepper)
+        assert episodes.lengths.tolist() == [min(task + 1, 6) for task in tasks]
+    assert len(Countdown.made) == 3
+
+
+def test_simulators_that_become_other_tasks_give_the_episodes_of_fresh_ones() -> None:
+    stepper = EpisodeStepper(FAMILY)
+    for tasks in ([7, 0, 39], [39, 7], [1, 2, 3, 7]):
+        requests = [EpisodeRequest(task, 50 + task) for task in tasks]
+        assert_equal(run(requests, stepper), run(requests))
+
+
+def test_success_is_what_meta_world_says_at_any_step() -> None:
+    family = FAMILIES["reach"]
+    stepper, requests = EpisodeStepper(family), [EpisodeRequest(0, 1), EpisodeRequest(17, 2)]
+    solved = stepper.run(requests, ScriptedPolicy(family, 0.0, [1, 2]))
+    assert solved.successes.tolist() == [True, True]
+    assert stepper.run(requests, ScriptedPolicy(family, 1.0, [1, 2])).successes.tolist() == [False, False]
+    for row, request in enumerate(requests):
+        env = family.make(request.task)
+        observation, _ = env.reset(seed=request.seed)
+        said = []
+        for step, action in enumerate(solved.actions[row]):
+            assert np.array_equal(observation, solved.observations[row, step])
+            observation, reward, _, _, info = env.step(action)
+            assert solved.rewards[row, step] == np.float32(reward)
+            said.append(bool(info["success"]))
+        assert any(said)
+        assert not all(said)

@@ -5,28 +5,29 @@ import pandas as pd
 import pytest
 from scipy.stats import bootstrap
 
+from promptdiffuser.data.few_shot import FewShotConfig
 from promptdiffuser.data.manifest import TaskRecord
 from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.evaluation.scores import RESAMPLES, bootstrap_interval, summarise_method
 
 REFERENCES = {
-    2: TaskRecord(goal=0.225, random_return=-100.0, expert_return=0.0, best_return=5.0),
-    26: TaskRecord(goal=2.025, random_return=-400.0, expert_return=-200.0, best_return=-150.0),
+    2: TaskRecord(goal=(0.225,), random_return=-100.0, expert_return=0.0),
+    26: TaskRecord(goal=(2.025,), random_return=-400.0, expert_return=-200.0),
 }
 # Task 2: prompts with means -10 and -30. Task 26: four episodes of one prompt, more rows than task 2 has a prompt.
 EPISODES = pd.DataFrame(
     [
-        (2, 0, 0.0, 1.0),
-        (2, 0, -20.0, 1.0),
-        (2, 1, -20.0, 1.0),
-        (2, 1, -40.0, 1.0),
-        (26, 0, -200.0, 2.0),
-        (26, 0, -250.0, 2.0),
-        (26, 0, -310.0, 2.0),
-        (26, 0, -400.0, 2.0),
-        (26, 0, -240.0, 2.0),
+        (2, 0, 0.0, True, 1.0),
+        (2, 0, -20.0, True, 1.0),
+        (2, 1, -20.0, True, 1.0),
+        (2, 1, -40.0, False, 1.0),
+        (26, 0, -200.0, True, 2.0),
+        (26, 0, -250.0, False, 2.0),
+        (26, 0, -310.0, False, 2.0),
+        (26, 0, -400.0, False, 2.0),
+        (26, 0, -240.0, False, 2.0),
     ],
-    columns=["task", "prompt", "return", "seconds"],
+    columns=["task", "prompt", "return", "success", "seconds"],
 )
 
 
@@ -39,6 +40,8 @@ def test_summary_equals_hand_numbers() -> None:
     assert summary["normalised"] == pytest.approx(0.7)
     # Scores 1, 0.8, 0.8, 0.6 and 1, 0.75, 0.45, 0, 0.8: two of nine are below a half.
     assert summary["failed_share"] == pytest.approx(2 / 9)
+    # Task 2: three of four. Task 26: one of five. Not four of nine: tasks weigh the same.
+    assert summary["success"] == pytest.approx((0.75 + 0.2) / 2)
     assert summary["seconds"] == pytest.approx(14.0)
     # Resampling two prompts of means -10 and -30: the mean of task 2 is -30, -20 or -10; task 26 has one prompt.
     assert summary["ci_low"] == pytest.approx(-155.0)
@@ -47,11 +50,12 @@ def test_summary_equals_hand_numbers() -> None:
 
 def test_expert_scores_one_and_random_scores_zero() -> None:
     for value, score in (("expert_return", 1.0), ("random_return", 0.0)):
-        rows = [(task, 0, getattr(record, value), 0.0) for task, record in REFERENCES.items()]
-        frame = pd.DataFrame(rows, columns=["task", "prompt", "return", "seconds"])
+        rows = [(task, 0, getattr(record, value), False, 0.0) for task, record in REFERENCES.items()]
+        frame = pd.DataFrame(rows, columns=EPISODES.columns)
         summary = summarise_method(frame, REFERENCES, seed=0)
         assert summary["normalised"] == pytest.approx(score)
         assert summary["failed_share"] == 1 - score
+        assert summary["success"] == 0
 
 
 def test_summary_does_not_depend_on_the_order_of_the_episodes() -> None:
@@ -95,8 +99,14 @@ def test_one_prompt_a_task_leaves_no_interval() -> None:
     assert bootstrap_interval({7: np.array([-3.0]), 2: np.array([-5.0])}, seed=0) == (-4.0, -4.0)
 
 
-@pytest.mark.parametrize("name", ["prompts", "episodes_per_prompt", "few_shot_episodes"])
+@pytest.mark.parametrize("name", ["prompts", "episodes_per_prompt"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_protocol_refuses_an_empty_evaluation(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=rf"evaluation\.{name} must be at least 1, got {value}"):
         ProtocolConfig(**{name: value})
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_empty_few_shot_set_is_refused(value: int) -> None:
+    with pytest.raises(ValueError, match=rf"few_shot\.episodes must be at least 1, got {value}"):
+        ProtocolConfig(few_shot=FewShotConfig(episodes=value))

@@ -17,13 +17,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from promptdiffuser.data.store import part_path
+from promptdiffuser.data.parts import part_path
 from promptdiffuser.learning.checkpoint import save_checkpoint
 from promptdiffuser.tasks import FAMILIES
 from promptdiffuser.tracking.store import prepare
 from tests.data.synthetic import write_dataset
 
 FAMILY = FAMILIES["cheetah-vel"]
+PASSWORD = "hunter2"
 LIMIT_S = 60.0
 """Nothing here needs that long; on an idle machine most refusals take five seconds, nearly all of it imports."""
 
@@ -50,7 +51,22 @@ CASES = {
         "pretrain", "quickstart --dataset {inputs}/empty", ("{inputs}/empty", "manifest.json")
     ),
     "changed dataset": Case(
-        "pretrain", "quickstart --dataset {inputs}/changed", ("{inputs}/changed", part_path(7, "expert"), "digest")
+        "pretrain", "quickstart --dataset {inputs}/changed", ("{inputs}/changed", part_path(7, "expert", 0), "digest")
+    ),
+    "dataset whose address holds a password": Case(
+        "pretrain", f"quickstart --dataset s3://someone:{PASSWORD}@bucket/data", ("credentials", "AWS_ACCESS_KEY_ID")
+    ),
+    "dataset without the quality": Case(
+        "pretrain",
+        "quickstart --dataset {inputs}/dataset --collection.qualities medium --quality medium"
+        " --evaluation.few-shot.quality medium",
+        ("{inputs}/dataset", "no medium episodes"),
+    ),
+    "quality that is not collected": Case(
+        "collect", "quickstart --quality mixed", ("quality is mixed", "collection.qualities", "expert")
+    ),
+    "dataset of another family": Case(
+        "pretrain", "cheetah-dir --dataset {inputs}/dataset", ("{inputs}/dataset", "cheetah-vel", "cheetah-dir")
     ),
     "backbone of another family": Case(
         "train_diffuser",
@@ -89,7 +105,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "empty").mkdir()
     write_dataset(folder / "dataset", FAMILY, FAMILY.tasks, episodes=1)
     shutil.copytree(folder / "dataset", folder / "changed")
-    part = folder / "changed" / part_path(7, "expert")
+    part = folder / "changed" / part_path(7, "expert", 0)
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1
     part.write_bytes(content)
@@ -148,6 +164,7 @@ def test_bad_input_is_refused_by_name(name: str, outcomes: dict[str, Future[Outc
     assert outcome.status == 2, outcome.stderr
     for word in CASES[name].names:
         assert word.format(inputs=inputs) in outcome.stderr, outcome.stderr
+    assert PASSWORD not in outcome.stderr
 
 
 @pytest.mark.ray

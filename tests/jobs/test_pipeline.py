@@ -1,5 +1,6 @@
 """The pipeline as a user runs it: real MuJoCo, real Ray, real MLflow, small numbers."""
 
+import json
 import os
 import signal
 import time
@@ -8,9 +9,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from promptdiffuser.tasks import FAMILIES
 from tests import tiny
 
 pytestmark = pytest.mark.ray
+FAMILY = FAMILIES["cheetah-vel"]
 STAGES = {"collect", "pretrain", "diffuser-prompt-diffuser-context", "few-shot", "evaluate"}
 
 
@@ -21,6 +24,10 @@ def test_every_stage_leaves_its_results(tiny_run: Path) -> None:
         assert len(result["per_task"]) == 5
         assert result["ci_low"] <= result["mean"] <= result["ci_high"]
     assert results["prompt-dt"]["tunable_parameters"] == 0 < results["prompt-diffuser-context"]["tunable_parameters"]
+    summary = json.loads((tiny_run / "quickstart" / "summary.json").read_text())
+    assert summary["tasks"] == {str(task): FAMILY.label(task) for task in FAMILY.test_tasks}
+    assert (summary["caution"], summary["has_success"]) == ("", False)
+    assert summary["protocol"]["few_shot"] == {"episodes": 5, "quality": "expert", "returns": "any"}
     report = (tiny_run / "quickstart" / "report.html").read_text()
     assert f"{results['prompt-dt']['mean']:.2f}" in report
 

@@ -29,6 +29,7 @@ def episodes() -> Episodes:
         tasks=np.repeat([3, 8, 20], count // 3),
         seeds=np.arange(count),
         lengths=lengths,
+        successes=np.zeros(count, bool),
         observations=(rng.normal(1, 2, (count, steps, 20)) * used[..., None]).astype(np.float32),
         actions=(rng.uniform(-1, 1, (count, steps, 6)) * used[..., None]).astype(np.float32),
         rewards=(rng.normal(-1, 1, (count, steps)) * used).astype(np.float32),
@@ -44,7 +45,7 @@ def backbone_training(episodes: Episodes) -> BackboneTraining:
         backbone=BackboneConfig(width=8, layers=1, history=4, prompt_length=2, dropout=0.0),
         loss=BackboneLossConfig(batch_size=8, precision="fp32"),
         optimisation=OptimisationConfig(steps=6, checkpoint_every=2, learning_rate=1e-2, schedule="one-cycle"),
-        statistics=Normaliser.fit(episodes, 10.0).tensors(),
+        statistics=Normaliser.fit([episodes], 10.0).tensors(),
         dataset_digest="synthetic",
     )
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from promptdiffuser.data.few_shot import FewShotConfig
 from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.data.windows import PromptPool, Segments
@@ -204,15 +205,15 @@ def test_methods_are_given_the_few_shot_set_and_the_training_tasks_alone(
         asked.append(task)
         return untrained_diffuser(method)
 
-    normaliser = Normaliser.fit(small_dataset.read(FAMILY.train_tasks), FAMILY.return_scale)
+    normaliser = Normaliser.fit(small_dataset.parts(FAMILY.train_tasks), FAMILY.return_scale)
     builder = PoolBuilder(small_dataset, normaliser, TINY.prompt_length, context_transitions=4)
     watched = dataclasses.replace(method, make_prompts=make_prompts)
-    prompts = prompts_by_task(watched, [2, 26], builder, 2, 5, 0, diffuser_of)
+    prompts = prompts_by_task(watched, [2, 26], builder, FewShotConfig(episodes=2), 5, 0, diffuser_of)
 
     assert {task: len(made) for task, made in prompts.items()} == {2: 5, 26: 5}
     assert asked == ([2, 26] if method.trains_diffuser else [])
     for inputs, task in zip(seen, [2, 26], strict=True):
-        first_two = small_dataset.read([task], limit=2)
+        first_two = small_dataset.read([task]).select(slice(2))
         states = normaliser.states(torch.from_numpy(first_two.observations[:, 194:199]))
         assert inputs.task == task
         torch.testing.assert_close(inputs.few_shot.prompts.states, states)

@@ -69,16 +69,20 @@ class Dataset:
         """Read all episodes of some tasks into memory."""
         return Episodes.concatenate(list(self.parts(tasks, quality)))
 
+    def check_few_shot(self, task: int, config: FewShotConfig) -> None:
+        """Raise a `UserError` if a task has too few episodes for its few-shot set."""
+        count = sum(record.episodes for _, record in self.files([task], config.quality))
+        if count < config.episodes:
+            raise UserError(
+                f"{self.location} has {count} {config.quality} episodes of task {task}, a few-shot set needs "
+                f"{config.episodes}; collect more or lower --evaluation.few-shot.episodes"
+            )
+
     def few_shot(self, tasks: Collection[int], config: FewShotConfig) -> Episodes:
         """Read the few-shot set of some tasks; raises `UserError` naming a task that has too few episodes."""
-        sets = [config.choose(self.read([task], config.quality)) for task in sorted(tasks)]
-        for few in sets:
-            if len(few) < config.episodes:
-                raise UserError(
-                    f"{self.location} has {len(few)} {config.quality} episodes of task {few.tasks[0]}, a few-shot set "
-                    f"needs {config.episodes}; collect more or lower --evaluation.few-shot.episodes"
-                )
-        return Episodes.concatenate(sets)
+        for task in tasks:
+            self.check_few_shot(task, config)
+        return Episodes.concatenate([config.choose(self.read([task], config.quality)) for task in sorted(tasks)])
 
 
 def open_dataset(location: str | Path | Storage) -> Dataset:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 import ray
 import torch
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from promptdiffuser.evaluation.stepping import EpisodeStepper
 from promptdiffuser.tasks import get_family
@@ -75,6 +75,8 @@ class RolloutPool:
                     raise RuntimeError(f"{blocks[number]} ended its actor {BLOCK_ATTEMPTS} times") from error
                 waiting.append(number)
                 continue
+            except RayTaskError as error:
+                raise error.cause from error
             yield blocks[number], result
 
     def close(self) -> None:

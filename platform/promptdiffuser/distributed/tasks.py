@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import ray
 import torch
+from ray.exceptions import RayTaskError
 
 TASK_RETRIES = 3
 """Times a piece of work is run again after the death of its process."""
@@ -20,7 +21,13 @@ def run_tasks(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator
     running = {remote.remote(reference, item): item for item in items}
     while running:
         (finished,), _ = ray.wait(list(running), num_returns=1)
-        yield running.pop(finished), ray.get(finished)
+        item = running.pop(finished)
+        try:
+            result = ray.get(finished)
+        except RayTaskError as error:
+            # Ray's own message is the remote traceback; a cause that is a `UserError` speaks for itself.
+            raise error.cause from error
+        yield item, result
 
 
 def _work_on_one_thread(work: Callable[[Item], Result], item: Item) -> Result:

@@ -107,9 +107,11 @@ class TaskFamily:
     def register(self) -> None:
         """Register the environment with Gymnasium, cut at the horizon; safe to call again."""
         if self.gymnasium_id not in gymnasium.registry:
+            made_by = self.entry_point
             gymnasium.register(
                 self.gymnasium_id,
-                entry_point=self.entry_point,
+                # By name: a specification that holds the class itself cannot be written as JSON.
+                entry_point=f"{made_by.__module__}:{made_by.__qualname__}",
                 max_episode_steps=self.horizon,
                 kwargs=dict(self.make_options),
             )

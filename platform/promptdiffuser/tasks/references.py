@@ -25,7 +25,7 @@ class Reference:
 
 def reference_returns(family: TaskFamily) -> dict[int, Reference]:
     """Return the references of every task of a family; raises `UserError` where none are shipped."""
-    return _read(family.name)
+    return _read(family.expert_of or family.name)
 
 
 @cache

@@ -97,13 +97,13 @@ def test_episodes_that_terminate_keep_their_length(backward: bool, tmp_path: Pat
 
 
 def test_incomplete_episode_at_the_end_is_left_out(tmp_path: Path) -> None:
-    written = write_buffer(tmp_path / "b.hdf5", [200] * 4, backward=False)
+    written = write_buffer(tmp_path / "b.hdf5", [200] * 6, backward=False)
     with h5py.File(tmp_path / "b.hdf5", "a") as file:
         for key in ("obs", "next_obs", "actions", "rewards", "terminals"):
             rows = file[key][:-50]
             del file[key]
             file[key] = rows
-    assert_same(read(tmp_path / "b.hdf5", "expert"), written[3:3] or written[2:3])
+    assert_same(read(tmp_path / "b.hdf5", "expert"), written[4:5])
 
 
 def test_number_of_episodes_follows_the_recipe() -> None:

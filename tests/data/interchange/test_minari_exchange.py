@@ -209,7 +209,7 @@ def foreign(name: str, observation_dim: int = 20, bound: float = 1.0, steps: int
         )
         for number in range(1, 3)
     ]
-    with pytest.warns(UserWarning):  # noqa: PT030, PT031
+    with pytest.warns(UserWarning, match="set to None"):
         minari.create_dataset_from_buffers(
             name,
             buffers,

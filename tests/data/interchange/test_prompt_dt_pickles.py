@@ -135,9 +135,10 @@ def test_programs_are_refused_by_name(
 # Written by hand, as no pickler writes them.
 BY_HAND = {
     # numpy believes what a type's state says of its layout: here 8 bytes that are no pointer, called an object.
-    "false layout of a type": b"cnumpy\ndtype\n(S'V8'\nK\x00K\x01tR(K\x03S'|'\nN(S'a'\nt}S'a'\n(cnumpy\ndtype\n(S'O'\nK\x00K\x01"
-    b"tRK\x00tsK\x08K\x01K\x00tb.",
-    "state of a plain type with a subtype": b"cnumpy\ndtype\n(S'f8'\nK\x00K\x01tR(K\x03S'<'\n(S'f8'\n(K\x02ttNNK\x08K\x01K\x00tb.",
+    "false layout of a type": b"cnumpy\ndtype\n(S'V8'\nK\x00K\x01tR(K\x03S'|'\nN(S'a'\nt}S'a'\n"
+    b"(cnumpy\ndtype\n(S'O'\nK\x00K\x01tRK\x00tsK\x08K\x01K\x00tb.",
+    "state of a plain type with a subtype": b"cnumpy\ndtype\n(S'f8'\nK\x00K\x01tR(K\x03S'<'\n(S'f8'\n(K\x02tt"
+    b"NNK\x08K\x01K\x00tb.",
     "type as the class of an object": b"cnumpy\ndtype\n)\x81.",
     "attributes of a function": b"\x80\x02cnumpy.core.multiarray\nscalar\nN}S'__defaults__'\nNs\x86b.",
     "class of the old protocol": b"(ios\nsystem\nS'touch proof'\no.",
@@ -147,10 +148,10 @@ BY_HAND = {
     "module of a module": b"\x80\x04\x8c\x05numpy\x8c\x11ndarray.__class__\x93.",
     "attribute of an allowed name": b"\x80\x04\x8c\x05numpy\x8c\x0edtype.__init__\x93.",
     "array without bytes": b"cnumpy.core.multiarray\n_reconstruct\n(tR(K\x01(K\x02tcnumpy\ndtype\n(S'f8'\ntRI00\n]tb.",
-    "array larger than its bytes": b"\x80\x03cnumpy.core.multiarray\n_reconstruct\n(tR(K\x01(J\xff\xff\xff\x7ftcnumpy\ndtype\n"
-    b"(X\x02\x00\x00\x00f8tRK\x00C\x08abcdefghtb.",
-    "array of negative size": b"\x80\x03cnumpy.core.multiarray\n_reconstruct\n(tR(K\x01(J\xff\xff\xff\xfftcnumpy\ndtype\n"
-    b"(X\x02\x00\x00\x00f8tRK\x00C\x08abcdefghtb.",
+    "array larger than its bytes": b"\x80\x03cnumpy.core.multiarray\n_reconstruct\n(tR(K\x01(J\xff\xff\xff\x7ft"
+    b"cnumpy\ndtype\n(X\x02\x00\x00\x00f8tRK\x00C\x08abcdefghtb.",
+    "array of negative size": b"\x80\x03cnumpy.core.multiarray\n_reconstruct\n(tR(K\x01(J\xff\xff\xff\xfft"
+    b"cnumpy\ndtype\n(X\x02\x00\x00\x00f8tRK\x00C\x08abcdefghtb.",
     "bytes that are not there": b"\x80\x04\x8e\xff\xff\xff\xff\xff\x00\x00\x00.",
     "nothing": b"",
     "no pickle": b"PK\x03\x04 this is a zip file",
