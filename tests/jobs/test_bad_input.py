@@ -70,12 +70,13 @@ CASES = {
     ),
     "backbone of another family": Case(
         "train_diffuser",
-        "quickstart --dataset {inputs}/dataset --backbone-checkpoint {inputs}/other-family",
+        "quickstart --evaluation.few-shot.episodes 1 --dataset {inputs}/dataset"
+        " --backbone-checkpoint {inputs}/other-family",
         ("{inputs}/other-family", "ant-dir", "cheetah-vel"),
     ),
     "folder that is no backbone": Case(
         "train_diffuser",
-        "quickstart --dataset {inputs}/dataset --backbone-checkpoint {inputs}/empty",
+        "quickstart --evaluation.few-shot.episodes 1 --dataset {inputs}/dataset --backbone-checkpoint {inputs}/empty",
         ("{inputs}/empty", "manifest.json"),
     ),
     "dead MLflow server": Case("pretrain", "quickstart", ("http://127.0.0.1:9",), tracking="http://127.0.0.1:9"),

@@ -80,9 +80,11 @@ class Dataset:
 
     def few_shot(self, tasks: Collection[int], config: FewShotConfig) -> Episodes:
         """Read the few-shot set of some tasks; raises `UserError` naming a task that has too few episodes."""
-        for task in tasks:
+        sets = []
+        for task in sorted(tasks):
             self.check_few_shot(task, config)
-        return Episodes.concatenate([config.choose(self.read([task], config.quality)) for task in sorted(tasks)])
+            sets.append(config.choose(self.read([task], config.quality)))
+        return Episodes.concatenate(sets)
 
 
 def open_dataset(location: str | Path | Storage) -> Dataset:
