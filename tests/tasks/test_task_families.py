@@ -17,6 +17,7 @@ from promptdiffuser.errors import UserError
 from promptdiffuser.tasks import FAMILIES, ant_dir, body_params, get_family, register_environments
 from promptdiffuser.tasks.family import LearnedExpert, TaskFamily
 from promptdiffuser.tasks.meta_world import MetaWorldEnv
+from promptdiffuser.tasks.walker_params import WalkerParamsEnv
 
 ASSETS = Path(gymnasium.envs.mujoco.__file__).parent / "assets"
 STEPS = 30
@@ -238,14 +239,17 @@ def test_unknown_task_is_refused_with_the_range(family: TaskFamily) -> None:
 
 @every_family
 @pytest.mark.filterwarnings("ignore::UserWarning:gymnasium")
-def test_registered_id_makes_the_task_and_truncates_at_the_horizon(family: TaskFamily) -> None:
+def test_registered_id_makes_the_task_and_truncates_at_the_horizon(
+    family: TaskFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
     specification = gymnasium.spec(family.gymnasium_id)
     assert specification.max_episode_steps == family.horizon
     restored = EnvSpec.from_json(specification.to_json())
     assert restored.to_json() == specification.to_json()
     task = family.tasks[-1]
     env = gymnasium.make(f"promptdiffuser.tasks:{family.gymnasium_id}", task=task)
-    # An Ant that does nothing stands until the end.
+    # An Ant that does nothing stands until the end; a walker falls, whatever random actions it takes.
+    monkeypatch.setattr(WalkerParamsEnv, "has_fallen", lambda self: False)
     actions = random_actions(family, family.horizon) * (not family.terminates)
     made, bare = trajectory(env, actions), trajectory(family.make(task), actions)
     assert np.array_equal(gymnasium.make(restored, task=task).reset(seed=0)[0], made[0][0])
@@ -450,6 +454,7 @@ def test_ant_starts_where_the_published_one_does() -> None:
 @every_body
 def test_body_family_follows_from_its_formulas_with_the_goal_as_its_body(family: TaskFamily) -> None:
     xml_file, frame_skip = {"hopper-params": ("hopper.xml", 4), "walker-params": ("walker2d_v5.xml", 5)}[family.name]
+    fell = False
     for task in few_tasks(family):
         env: Any = family.make(task)
         env.reset(seed=5)
@@ -469,9 +474,15 @@ def test_body_family_follows_from_its_formulas_with_the_goal_as_its_body(family:
             expected = np.concatenate([beside.data.qpos[1:], np.clip(beside.data.qvel, -10, 10)])
             assert np.array_equal(observation, expected.astype(np.float32))
             velocity = (beside.data.qpos[0] - x_before) / beside.seconds
-            assert reward == pytest.approx(velocity - 0.001 * squared(action), abs=EXACT)
+            walker = family.name == "walker-params"
+            assert reward == pytest.approx(velocity - 0.001 * squared(action) + walker, abs=EXACT)
             assert sum(info.values()) == pytest.approx(reward, abs=EXACT)
-            assert not terminated
+            height, pitch = beside.data.qpos[1:3]
+            assert terminated == (walker and not (0.8 < height < 2.0 and -1 < pitch < 1))
+            fell |= terminated
+            if terminated:
+                break
+    assert fell == (family.name == "walker-params"), "random actions bring the walker down"
 
 
 @every_body

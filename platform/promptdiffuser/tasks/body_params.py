@@ -36,11 +36,17 @@ class BodyParamsEnv(MujocoEnv, TaskEnv):
     """A planar robot of `nq` coordinates that runs forwards with a body that the observation does not show.
 
     Observation (2 nq - 1, float32): positions without x, velocities clipped to +-10. Action in [-1, 1]. Reward: the
-    root's velocity (m/s) - 0.001 |a|^2. As in Meta-DT there is no reward for standing and episodes never terminate.
+    root's velocity (m/s) - 0.001 |a|^2 + the reward for surviving. The episode ends when the robot has fallen.
     """
 
     family: str
     """Name of the family, part of the address that its bodies are drawn at."""
+    survival_reward: float
+    """Reward of every step."""
+
+    def has_fallen(self) -> bool:
+        """Tell whether the episode ends here."""
+        raise NotImplementedError
 
     def __init__(self, task: int, xml_file: str, frame_skip: int, **kwargs: Any) -> None:
         """Make the environment of task `task` (0 to 49); other arguments go to gymnasium's MujocoEnv."""
@@ -77,10 +83,11 @@ class BodyParamsEnv(MujocoEnv, TaskEnv):
         parts = {
             "reward_velocity": float(self.data.qpos[0] - before) / self.dt,
             "reward_ctrl": -CONTROL_COST * float(np.square(action, dtype=np.float64).sum()),
+            "reward_survive": self.survival_reward,
         }
         if self.render_mode == "human":
             self.render()
-        return self._get_obs(), sum(parts.values()), False, False, parts
+        return self._get_obs(), sum(parts.values()), self.has_fallen(), False, parts
 
     def _get_obs(self) -> Floats:
         velocities: NDArray[np.float64] = np.clip(self.data.qvel, -VELOCITY_LIMIT, VELOCITY_LIMIT)

@@ -14,13 +14,20 @@ NUM_EXPONENTS = 41
 
 
 class HopperParamsEnv(body_params.BodyParamsEnv):
-    """The robot of gymnasium's hopper.xml with a body drawn a task."""
+    """The robot of gymnasium's hopper.xml with a body drawn a task.
+
+    As in Meta-DT there is no reward for surviving, and an episode goes on when the robot has fallen.
+    """
 
     family = "hopper-params"
+    survival_reward = 0.0
 
     def __init__(self, task: int, **kwargs: Any) -> None:
         """Make the environment of task `task` (0 to 49); other arguments go to gymnasium's MujocoEnv."""
         super().__init__(task, "hopper.xml", 4, **kwargs)
+
+    def has_fallen(self) -> bool:
+        return False
 
 
 def _goal(task: int) -> Goal:

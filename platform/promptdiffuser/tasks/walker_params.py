@@ -14,13 +14,22 @@ NUM_EXPONENTS = 65
 
 
 class WalkerParamsEnv(body_params.BodyParamsEnv):
-    """The robot of gymnasium's walker2d_v5.xml with a body drawn a task."""
+    """The robot of gymnasium's walker2d_v5.xml with a body drawn a task.
+
+    Meta-DT does not publish its walker as source, so surviving is rewarded and falling ends the episode as in
+    rand_param_envs (walker2d_rand_params.py): height within 0.8 to 2 m, pitch within 1 rad.
+    """
 
     family = "walker-params"
+    survival_reward = 1.0
 
     def __init__(self, task: int, **kwargs: Any) -> None:
         """Make the environment of task `task` (0 to 49); other arguments go to gymnasium's MujocoEnv."""
         super().__init__(task, "walker2d_v5.xml", 5, **kwargs)
+
+    def has_fallen(self) -> bool:
+        height, pitch = self.data.qpos[1:3]
+        return not (0.8 < height < 2.0 and -1.0 < pitch < 1.0)
 
 
 def _goal(task: int) -> Goal:
@@ -42,4 +51,5 @@ FAMILY = TaskFamily(
     goal=_goal,
     label=lambda task: f"body {task}",
     expert=body_params.BODY_PARAMS_EXPERT,
+    terminates=True,
 )
