@@ -78,6 +78,9 @@ class ExpertsJob:
     """Seeds of the trainings of a learned expert; the best one is kept."""
     reference_episodes: int = 5
     """Episodes a task of the random policy and of the expert for the reference returns."""
+    reference_stride: int = 1
+    """Measure one task in so many; those between have the references of the measured one before them. For families of
+    thousands of tasks, where neighbours are goals of one class."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     output: Path = TASKS_FOLDER
     """Folder that receives expert_weights/ and reference_returns/."""
@@ -265,13 +268,18 @@ def command_of(job: ExpertsJob, family: TaskFamily) -> str:
         for name, value in asdict(job.ppo).items()
         if value != getattr(PPOConfig(), name)
     ]
-    episodes = [f"--reference-episodes {job.reference_episodes}"] if job.reference_episodes != 5 else []
-    return " ".join(["python jobs/experts.py", family.name, "--seeds", *map(str, job.seeds), *episodes, *changed])
+    references = [
+        f"--{name.replace('_', '-')} {getattr(job, name)}"
+        for name, default in (("reference_episodes", 5), ("reference_stride", 1))
+        if getattr(job, name) != default
+    ]
+    return " ".join(["python jobs/experts.py", family.name, "--seeds", *map(str, job.seeds), *references, *changed])
 
 
 def ship(job: ExpertsJob, family: TaskFamily, trained: dict[int, list[Checkpoint]]) -> None:
     """Choose, measure on fresh seeds, and write a family's experts and reference returns."""
-    fresh = requests_of("final", family.tasks, job.reference_episodes, job.seeds[0])
+    measured_tasks = family.tasks[:: job.reference_stride]
+    fresh = requests_of("final", measured_tasks, job.reference_episodes, job.seeds[0])
     random_policy = measure_all(family, None, fresh)
     makers: dict[str, tuple[Demonstrator, dict[str, Any]]]
     if isinstance(family.expert, LearnedExpert):
@@ -330,10 +338,12 @@ def ship(job: ExpertsJob, family: TaskFamily, trained: dict[int, list[Checkpoint
         "columns": ["random_return", "expert_return", "expert_success"],
         "episodes_per_task": job.reference_episodes,
         "seed": job.seeds[0],
+        "measured_every": job.reference_stride,
         "versions": package_versions(),
         "tasks": {
-            task: [round(number, 4) for number in (random_policy[task][0], *measured["expert"][task])]
-            for task in family.tasks
+            task: [round(number, 4) for number in (random_policy[source][0], *measured["expert"][source])]
+            for number_of_task, task in enumerate(family.tasks)
+            for source in [measured_tasks[number_of_task // job.reference_stride]]
         },
     }
     path = job.output / "reference_returns" / f"{family.name}.json"
