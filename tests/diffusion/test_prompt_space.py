@@ -22,11 +22,12 @@ def normaliser_and_pool() -> tuple[Normaliser, PromptPool]:
         tasks=np.repeat(np.arange(3), NUM_EPISODES // 3),
         seeds=np.arange(NUM_EPISODES),
         lengths=rng.integers(PROMPT_LENGTH + 1, HORIZON + 1, NUM_EPISODES),
+        successes=np.zeros(NUM_EPISODES, bool),
         observations=rng.normal(3, 2, (NUM_EPISODES, HORIZON, STATE_DIM)).astype(np.float32),
         actions=rng.uniform(-1, 1, (NUM_EPISODES, HORIZON, ACTION_DIM)).astype(np.float32),
         rewards=rng.normal(-2, 1, (NUM_EPISODES, HORIZON)).astype(np.float32),
     )
-    normaliser = Normaliser.fit(episodes, return_scale=500.0)
+    normaliser = Normaliser.fit([episodes], return_scale=500.0)
     pieces = cut_pool_pieces(episodes, PROMPT_LENGTH, 4)
     return normaliser, PromptPool.build(pieces, normaliser, torch.device("cpu"))
 
