@@ -33,7 +33,7 @@ from analysis.figures import (
 from analysis.intervals import paired_difference
 from analysis.runs import ExperimentResults, load_experiment
 from promptdiffuser.errors import UserError
-from promptdiffuser.tracking.store import resolve_uri
+from promptdiffuser.tracking.store import flatten, resolve_uri
 
 QUESTION = (
     "On tasks never seen in training, which way of making a prompt adapts the frozen policy best, at what cost, "
@@ -211,13 +211,6 @@ def _task_table(summary: Mapping[str, Any]) -> str:
     return _table(("Method", *heads), rows)
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
 def _provenance(results: ExperimentResults) -> str:
     summary, parent = results.summary, results.parent
     facts = {
@@ -225,7 +218,7 @@ def _provenance(results: ExperimentResults) -> str:
         "seed": summary["seed"],
         "dataset digest": summary["dataset_digest"],
         "test tasks": ", ".join(map(str, summary["test_tasks"])),
-        **{f"protocol: {key}": value for key, value in _flat(summary["protocol"]).items()},
+        **{f"protocol: {key}": value for key, value in flatten(summary["protocol"])},
         "MLflow run": parent.info.run_id,
         "started": _when(parent.info.start_time),
     }

@@ -26,17 +26,16 @@ import tyro
 from gymnasium.spaces import Box
 from workspace import exit_status
 
-from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.data.manifest import package_versions
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.tasks import run_tasks
 from promptdiffuser.errors import UserError
-from promptdiffuser.evaluation.blocks import lockstep_of
+from promptdiffuser.evaluation.blocks import SIMULATOR_SEEDS, demonstrate
 from promptdiffuser.evaluation.stepping import EpisodeRequest, EpisodeStepper
 from promptdiffuser.experiment import ClusterConfig
 from promptdiffuser.seeding import numpy_generator, seed_at
 from promptdiffuser.tasks import get_family
-from promptdiffuser.tasks.experts import QUALITIES, Demonstrator, ExpertNetwork, RandomPolicy, policy_of
+from promptdiffuser.tasks.experts import QUALITIES, Demonstrator, ExpertNetwork
 from promptdiffuser.tasks.family import Floats, LearnedExpert, TaskFamily
 
 TASKS_FOLDER = Path("platform/promptdiffuser/tasks")
@@ -139,21 +138,10 @@ class EveryTask(gymnasium.Env[Floats, Floats]):
         return self._expert.features(observation[None], self._goal)[0]
 
 
-def run_episodes(family: TaskFamily, demonstrator: Demonstrator | None, requests: Sequence[EpisodeRequest]) -> Episodes:
-    """Run episodes of a demonstrator, or of random actions if there is none, batch by batch."""
-    stepper, size, parts = EpisodeStepper(family), lockstep_of(family), []
-    for start in range(0, len(requests), size):
-        batch = requests[start : start + size]
-        seeds = [request.seed for request in batch]
-        policy = RandomPolicy(family, seeds) if demonstrator is None else policy_of(family, demonstrator, seeds)
-        parts.append(stepper.run(batch, policy))
-    return Episodes.concatenate(parts)
-
-
 def requests_of(purpose: str, tasks: Sequence[int], episodes: int, seed: int) -> list[EpisodeRequest]:
     """Return seeded episodes of tasks; the purpose keeps those that select and those that measure apart."""
     return [
-        EpisodeRequest(task, seed_at(seed, purpose, task, number) % 2**31)
+        EpisodeRequest(task, seed_at(seed, purpose, task, number) % SIMULATOR_SEEDS)
         for task in tasks
         for number in range(episodes)
     ]
@@ -185,7 +173,7 @@ def train(training: Training) -> list[Checkpoint]:
         def _on_rollout_start(self) -> None:
             if self.num_timesteps >= len(checkpoints) * config.evaluate_every:
                 network = export(self.model, normalised)
-                mean = float(run_episodes(family, network, requests).returns.mean())
+                mean = float(demonstrate(EpisodeStepper(family), network, requests).returns.mean())
                 checkpoints.append(Checkpoint(self.num_timesteps, mean, network))
                 print(
                     f"{family.name} seed {training.seed}: {self.num_timesteps:>9} steps, mean return {mean:8.2f} "
@@ -217,7 +205,7 @@ def train(training: Training) -> list[Checkpoint]:
 def measure(work: tuple[str, Demonstrator | None, list[EpisodeRequest]]) -> dict[int, tuple[float, float]]:
     """Return the mean return and the share of solved episodes of each task."""
     family, demonstrator, requests = get_family(work[0]), *work[1:]
-    episodes = run_episodes(family, demonstrator, requests)
+    episodes = demonstrate(EpisodeStepper(family), demonstrator, requests)
     by_task = {int(task): episodes.tasks == task for task in np.unique(episodes.tasks)}
     return {t: (float(episodes.returns[m].mean()), float(episodes.successes[m].mean())) for t, m in by_task.items()}
 

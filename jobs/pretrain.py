@@ -4,6 +4,7 @@ python jobs/pretrain.py quickstart --cluster.train-workers 1
 """
 
 import dataclasses
+from functools import cache
 from pathlib import Path
 
 import collect
@@ -55,8 +56,12 @@ def backbone_folder(workspace: Workspace) -> Path:
     return workspace.options.backbone_checkpoint or workspace.finished(stage(workspace)) / "model"
 
 
+@cache
 def checked_dataset(workspace: Workspace) -> Dataset:
-    """Open the experiment's dataset; raises `UserError` if it is broken, of another family, or lacks episodes."""
+    """Open the experiment's dataset; raises `UserError` if it is broken, of another family, or lacks episodes.
+
+    All of it is read for that, so a job does it once and not for every stage that it puts together.
+    """
     dataset = open_dataset(collect.dataset_location(workspace))
     if dataset.manifest.family != workspace.experiment.family:
         raise UserError(

@@ -115,7 +115,7 @@ class RateColumn(ProgressColumn):
         return Text(f"{task.speed:.1f}/s" if task.speed else "", style="cyan")
 
 
-@dataclass
+@dataclass(eq=False)
 class Workspace:
     """An experiment on its storage, with its MLflow runs; a context that closes the parent run."""
 

@@ -1,6 +1,7 @@
 """Every task family at the published size: 50,000 updates of pre-training with the public Prompt-DT's settings."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from promptdiffuser.experiment import (
     CollectionConfig,
@@ -38,6 +39,14 @@ def published_size(family: str) -> Callable[[], Experiment]:
 
     def recipe() -> Experiment:
         num_tasks = len(get_family(family).train_tasks)
+        optimisation = OptimisationConfig(
+            steps=20_000,
+            learning_rate=3e-4,
+            schedule="constant",
+            weight_decay=0.0,
+            clip_norm=10.0,
+            average_decay=0.995,
+        )
         return Experiment(
             name=family,
             family=family,
@@ -47,23 +56,7 @@ def published_size(family: str) -> Callable[[], Experiment]:
             ),
             guidance=GuidanceConfig(weight=1.0),
             diffuser=DiffuserTrainingConfig(
-                multi_task=OptimisationConfig(
-                    steps=20_000,
-                    learning_rate=3e-4,
-                    schedule="constant",
-                    weight_decay=0.0,
-                    clip_norm=10.0,
-                    average_decay=0.995,
-                ),
-                few_shot=OptimisationConfig(
-                    steps=500,
-                    learning_rate=3e-4,
-                    schedule="constant",
-                    weight_decay=0.0,
-                    clip_norm=10.0,
-                    average_decay=0.995,
-                    checkpoint_every=500,
-                ),
+                multi_task=optimisation, few_shot=replace(optimisation, steps=500, checkpoint_every=500)
             ),
         )
 

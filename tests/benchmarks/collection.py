@@ -3,7 +3,6 @@
 import multiprocessing
 import tempfile
 import time
-from dataclasses import replace
 
 import numpy as np
 
@@ -47,7 +46,7 @@ def _measure(name: str, episodes: int) -> Ratio:
         ours = steps / (time.perf_counter() - started)
         pool.close()
     # A process of its own for the raw loops too, so that no one's imports or caches help the other.
-    played = [replace(b, episodes=EPISODES_PER_BLOCK[name]).collect(EpisodeStepper(family), makers) for b in warm_up]
+    played = [b.collect(EpisodeStepper(family), makers) for b in warm_up]
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as processes:
         processes.starmap(_step_raw, [(name, episodes.select(slice(4))) for episodes in played])
         raw = sum(processes.starmap(_step_raw, [(name, episodes) for episodes in played]))

@@ -5,6 +5,7 @@ nor on which of them runs a block or how often.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,6 @@ from promptdiffuser.tasks.experts import (
     MIXED_MEDIUM_SHARE,
     Demonstrator,
     Quality,
-    RandomPolicy,
     policy_of,
 )
 from promptdiffuser.tasks.family import LearnedExpert, TaskFamily
@@ -43,6 +43,20 @@ simulator of theirs takes tens of megabytes."""
 def lockstep_of(family: TaskFamily) -> int:
     """Return how many episodes of a family's demonstrators are stepped at a time."""
     return LEARNED_LOCKSTEP if isinstance(family.expert, LearnedExpert) else SCRIPTED_LOCKSTEP
+
+
+def demonstrate(
+    stepper: EpisodeStepper, demonstrator: Demonstrator | None, requests: Sequence[EpisodeRequest]
+) -> Episodes:
+    """Run episodes of a demonstrator, or of random actions if there is none, batch by batch."""
+    size = lockstep_of(stepper.family)
+    batches = [requests[start : start + size] for start in range(0, len(requests), size)]
+    return Episodes.concatenate(
+        [
+            stepper.run(batch, policy_of(stepper.family, demonstrator, [request.seed for request in batch]))
+            for batch in batches
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -70,25 +84,20 @@ class CollectBlock:
         return record
 
     def collect(self, stepper: EpisodeStepper, demonstrators: dict[Quality, Demonstrator]) -> Episodes:
-        """Run the episodes, those of one demonstrator in batches."""
+        """Run the episodes, those of one demonstrator together."""
         makers: dict[Quality, list[int]] = {}
         for number in range(self.first_episode, self.first_episode + self.episodes):
             makers.setdefault(self._maker(number), []).append(number)
-        batches, order = [], []
-        size = lockstep_of(stepper.family)
-        for maker, numbers in makers.items():
-            for start in range(0, len(numbers), size):
-                batch = numbers[start : start + size]
-                requests = [EpisodeRequest(self.task, self._seed(number)) for number in batch]
-                seeds = [request.seed for request in requests]
-                policy = (
-                    RandomPolicy(stepper.family, seeds)
-                    if maker == "random"
-                    else policy_of(stepper.family, demonstrators[maker], seeds)
-                )
-                batches.append(stepper.run(requests, policy))
-                order += batch
-        return Episodes.concatenate(batches).select(np.argsort(order))
+        parts = [
+            demonstrate(
+                stepper,
+                None if maker == "random" else demonstrators[maker],
+                [EpisodeRequest(self.task, self._seed(number)) for number in numbers],
+            )
+            for maker, numbers in makers.items()
+        ]
+        order = [number for numbers in makers.values() for number in numbers]
+        return Episodes.concatenate(parts).select(np.argsort(order))
 
     def _maker(self, number: int) -> Quality:
         if self.quality != "mixed":

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptdiffuser.evaluation.stepping import BatchPolicy, EpisodeRequest
-from promptdiffuser.tasks.experts import Demonstrator, Quality, RandomPolicy, demonstrators, policy_of
+from promptdiffuser.tasks.experts import Quality, policy_of, shipped_demonstrator
 from promptdiffuser.tasks.family import TaskEnv, TaskFamily
 from promptdiffuser.tasks.meta_world import MetaWorldEnv
 
@@ -83,7 +83,4 @@ class Camera:
 
 def demonstration_policy(family: TaskFamily, quality: Quality, seed: int) -> BatchPolicy:
     """Return the policy of one episode of a quality; raises `UserError` where its expert is not shipped."""
-    if quality == "random":
-        return RandomPolicy(family, [seed])
-    makers: dict[Quality, Demonstrator] = demonstrators(family, quality)
-    return policy_of(family, makers[quality], [seed])
+    return policy_of(family, None if quality == "random" else shipped_demonstrator(family, quality), [seed])

@@ -107,8 +107,15 @@ def demonstrators(family: TaskFamily, quality: Quality) -> dict[Quality, Demonst
     return {name: shipped_demonstrator(family, name) for name in needed.get(quality, (quality,))}
 
 
-def policy_of(family: TaskFamily, demonstrator: Demonstrator, seeds: Sequence[int]) -> "NetworkPolicy | ScriptedPolicy":
-    """Return a batch policy; the seeds, one an episode, address what is random in it."""
+def policy_of(
+    family: TaskFamily, demonstrator: Demonstrator | None, seeds: Sequence[int]
+) -> "NetworkPolicy | ScriptedPolicy | RandomPolicy":
+    """Return a batch policy, of random actions if there is no demonstrator.
+
+    The seeds, one an episode, address what is random in it.
+    """
+    if demonstrator is None:
+        return RandomPolicy(family, seeds)
     if isinstance(demonstrator, ExpertNetwork):
         return NetworkPolicy(family, demonstrator)
     return ScriptedPolicy(family, demonstrator, seeds)

@@ -160,7 +160,7 @@ class RunLog:
         client = _client(self.uri)
         stored = client.get_run(self.run_id).data.params
         new = []
-        for key, value in _flatten(params):
+        for key, value in flatten(params):
             text = _shorten(key, str(value))
             if key not in stored:
                 new.append(Param(key, text))
@@ -307,10 +307,11 @@ def _quiet(*names: str) -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _flatten(params: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+def flatten(params: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield nested settings as (`outer.inner`, value)."""
     for key, value in params.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
