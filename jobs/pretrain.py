@@ -11,9 +11,11 @@ import collect
 from workspace import JobOptions, Stage, StageRun, Workspace, run_job
 
 from promptdiffuser.data.normaliser import Normaliser
+from promptdiffuser.data.plans import Rounds
 from promptdiffuser.data.store import Dataset, open_dataset
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.training import TrainJob, train_on_cluster
+from promptdiffuser.distributed.validation import Validation
 from promptdiffuser.errors import UserError
 from promptdiffuser.experiment import Experiment
 from promptdiffuser.learning.trainings import BackboneTraining, Training
@@ -32,6 +34,8 @@ def stage(workspace: Workspace) -> Stage:
         "quality": experiment.quality,
         "backbone": dataclasses.asdict(experiment.backbone),
         "pretraining": dataclasses.asdict(experiment.pretraining),
+        "rounds": dataclasses.asdict(experiment.rounds),
+        "validation": dataclasses.asdict(experiment.validation),
     }
 
     def work(run: StageRun) -> None:
@@ -42,13 +46,41 @@ def stage(workspace: Workspace) -> Stage:
             loss=experiment.pretraining.loss,
             optimisation=experiment.pretraining.optimisation,
             statistics=Normaliser.fit(
-                dataset.parts(family.train_tasks, experiment.quality), family.return_scale
+                dataset.parts(statistics_tasks(experiment), experiment.quality), family.return_scale
             ).tensors(),
             dataset_digest=dataset.manifest.digest,
+            rounds=rounds_of(dataset, experiment),
         )
-        train_with_ray(run, training, dataset, experiment)
+        train_with_ray(run, training, dataset, experiment, validation_of(dataset, experiment, "prompt-dt"))
 
     return Stage("pretrain", "pretrain", settings, work, f"python jobs/pretrain.py {experiment.name}")
+
+
+def statistics_tasks(experiment: Experiment) -> tuple[int, ...]:
+    """Return the tasks whose episodes the states are normalised by."""
+    family = get_family(experiment.family)
+    return family.train_tasks if experiment.pretraining.statistics == "training" else family.tasks
+
+
+def rounds_of(dataset: Dataset, experiment: Experiment) -> Rounds:
+    """Return how a training on the training tasks goes through the dataset's files."""
+    files = dataset.files(dataset.family.train_tasks, experiment.quality)
+    return Rounds(experiment.rounds, tuple(record.episodes for _, record in files))
+
+
+def validation_of(
+    dataset: Dataset, experiment: Experiment, method: str, backbone_folder: Path | None = None
+) -> Validation:
+    """Return how the snapshots of a training are scored; `backbone_folder` is a diffuser's frozen backbone."""
+    return Validation(
+        method,
+        dataset,
+        experiment.quality,
+        experiment.validation.protocol(experiment.evaluation),
+        experiment.seed,
+        experiment.diffuser.context_transitions,
+        backbone_folder,
+    )
 
 
 def backbone_folder(workspace: Workspace) -> Path:
@@ -74,19 +106,22 @@ def checked_dataset(workspace: Workspace) -> Dataset:
     return dataset
 
 
-def train_with_ray(run: StageRun, training: Training, dataset: Dataset, experiment: Experiment) -> None:
+def train_with_ray(
+    run: StageRun, training: Training, dataset: Dataset, experiment: Experiment, validation: Validation
+) -> None:
     """Train on the training tasks, in the stage's folder, on Ray Train workers, showing the progress."""
     tasks, quality = dataset.family.train_tasks, experiment.quality
-    connect(experiment.cluster)
+    validates = training.optimisation.snapshot_every > 0
+    connect(experiment.cluster, validates=validates)
     run.run.log_dataset(
         dataset.manifest.family,
         dataset.manifest.digest,
         dataset.location,
         {"tasks": len(tasks), "episodes": sum(record.episodes for _, record in dataset.files(tasks, quality))},
     )
-    job = TrainJob(training, dataset.storage, tasks, quality, run.folder, run.run)
+    job = TrainJob(training, dataset, tasks, quality, run.folder, run.run)
     with run.watch_training([run.folder]):
-        train_on_cluster(job, experiment.cluster)
+        train_on_cluster(job, experiment.cluster, validation if validates else None)
 
 
 def main(options: JobOptions) -> None:

@@ -50,11 +50,12 @@ def stage(workspace: Workspace, sweep: GuidanceSweep) -> Stage:
     settings = train_diffuser.settings_of(base) | {
         "points": points,
         "method": sweep.method,
-        "evaluation": dataclasses.asdict(experiment.evaluation),
+        "validation": dataclasses.asdict(experiment.validation),
     }
 
     def work(run: StageRun) -> None:
         connect(experiment.cluster, trials=sweep.concurrency)
+        validation = pretrain.validation_of(dataset, experiment, sweep.method, base.backbone_folder)
         trials = []
         for point in points:
             training = dataclasses.replace(
@@ -63,14 +64,14 @@ def stage(workspace: Workspace, sweep: GuidanceSweep) -> Stage:
                 diffusion=dataclasses.replace(base.diffusion, schedule=point["schedule"]),
             )
             name = f"weight-{point['guidance_weight']:g}-{point['schedule']}"
-            parts = [train_diffuser.settings_of(training), settings["evaluation"], sweep.method]
+            parts = [train_diffuser.settings_of(training), settings["validation"], sweep.method]
             identity = Stage(name, "trial", {"parts": parts}, lambda _: None, "")
             log = run.tracker.run(name, identity.fingerprint, run.run, {"promptdiffuser.stage": "trial"})
             log.log_params(point)
             job = TrainJob(
-                training, dataset.storage, family.train_tasks, experiment.quality, workspace.folder_of(identity), log
+                training, dataset, family.train_tasks, experiment.quality, workspace.folder_of(identity), log
             )
-            trials.append(Trial(name, point, job, sweep.method, family.validation_tasks, experiment.evaluation))
+            trials.append(Trial(name, point, job, validation))
         pool = RolloutPool(family.name, experiment.cluster.rollout_actors)
         with run.watch_training([trial.job.folder for trial in trials]):
             run_trials(trials, pool, sweep.concurrency, run.folder)

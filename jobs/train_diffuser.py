@@ -11,6 +11,7 @@ import pretrain
 import torch
 from workspace import JobOptions, Stage, StageRun, Workspace, run_job
 
+from promptdiffuser.data.plans import Rounds
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.training import TrainJob, train_few_shot
 from promptdiffuser.learning.engine import OptimisationConfig
@@ -33,12 +34,13 @@ def multi_task_stage(workspace: Workspace, method: Method) -> Stage:
     training = training_of(workspace, method, "multi-task", experiment.diffuser.multi_task)
 
     def work(run: StageRun) -> None:
-        pretrain.train_with_ray(run, training, dataset, experiment)
+        validation = pretrain.validation_of(dataset, experiment, method.name, training.backbone_folder)
+        pretrain.train_with_ray(run, training, dataset, experiment, validation)
 
     return Stage(
         f"diffuser-{method.name}",
         "train-diffuser",
-        settings_of(training),
+        settings_of(training) | {"validation": dataclasses.asdict(experiment.validation)},
         work,
         f"python jobs/train_diffuser.py {experiment.name}",
     )
@@ -55,6 +57,8 @@ def few_shot_stage(workspace: Workspace, tasks: Sequence[int]) -> Stage:
             start_from=workspace.finished(multi_task_stage(workspace, method)) / "model",
             # The multi-task stage has learnt the data's shape; every few-shot update is guided.
             guidance_start=0,
+            # A few episodes are one piece.
+            rounds=Rounds(),
         )
         for task in tasks:
             trainings[method.name, task] = dataclasses.replace(few_shot, stage=f"few-shot-{task}")
@@ -64,7 +68,7 @@ def few_shot_stage(workspace: Workspace, tasks: Sequence[int]) -> Stage:
         jobs = [
             TrainJob(
                 training,
-                dataset.storage,
+                dataset,
                 (task,),
                 experiment.evaluation.few_shot.quality,
                 few_shot_folder(run.folder, method, task),
@@ -78,7 +82,12 @@ def few_shot_stage(workspace: Workspace, tasks: Sequence[int]) -> Stage:
             for (method, task), training in trainings.items()
         ]
         with run.watch_training([job.folder for job in jobs]):
-            train_few_shot(jobs, experiment.evaluation.few_shot, lambda job: job.run.finish())
+            train_few_shot(
+                jobs,
+                experiment.evaluation.few_shot,
+                lambda job: job.run.finish(),
+                num_gpus=min(1.0, experiment.cluster.gpus_per_worker),
+            )
 
     return Stage(
         "few-shot",
@@ -97,7 +106,7 @@ def few_shot_folder(stage_folder: Path, method: str, task: int) -> Path:
 
 def training_of(workspace: Workspace, method: Method, stage: str, optimisation: OptimisationConfig) -> DiffuserTraining:
     """Return a training of a method's diffuser with the experiment's settings."""
-    experiment = workspace.experiment
+    experiment, dataset = workspace.experiment, pretrain.checked_dataset(workspace)
     folder = pretrain.backbone_folder(workspace).resolve()
     backbone, _ = load_backbone(folder, get_family(experiment.family), torch.device("cpu"))
     return DiffuserTraining(
@@ -115,7 +124,9 @@ def training_of(workspace: Workspace, method: Method, stage: str, optimisation: 
         context_transitions=experiment.diffuser.context_transitions,
         optimisation=optimisation,
         prompt_length=backbone.config.prompt_length,
-        dataset_digest=pretrain.checked_dataset(workspace).manifest.digest,
+        window_steps=backbone.config.window_steps,
+        dataset_digest=dataset.manifest.digest,
+        rounds=pretrain.rounds_of(dataset, experiment),
     )
 
 

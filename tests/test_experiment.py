@@ -32,8 +32,12 @@ def test_every_recipe_survives_json(pytestconfig: pytest.Config, monkeypatch: py
     from recipes import RECIPES, SWEEPS
 
     experiments = {name: recipe() for name, recipe in RECIPES.items()}
-    assert experiments.keys() == {"quickstart", *FAMILIES}
-    assert all(experiments[family].family == family for family in FAMILIES)
+    assert experiments.keys() == {"quickstart", *FAMILIES, *(f"{family}-large" for family in FAMILIES)}
+    for family in FAMILIES:
+        public, large = experiments[family], experiments[f"{family}-large"]
+        assert public.family == large.family == family
+        assert (public.backbone.width, public.backbone.layers, public.backbone.heads) == (128, 3, 1)
+        assert (large.backbone.width, large.backbone.layers) == (512, 4)
     assert len({experiment.to_json() for experiment in experiments.values()}) == len(experiments)
     assert {name: experiment.name for name, experiment in experiments.items()} == {name: name for name in experiments}
     for experiment in [*experiments.values(), *(sweep().experiment for sweep in SWEEPS.values())]:
@@ -95,6 +99,7 @@ IMPOSSIBLE = {
     "backbone__heads": [0, 3],
     "backbone__history": [0, 201],
     "backbone__prompt_length": [0, 200],
+    "backbone__attention": ["sparse"],
     "backbone__dropout": [-0.1, 1.0, float("nan")],
     "pretraining__loss__batch_size": [0],
     "pretraining__loss__precision": ["fp8"],
@@ -106,6 +111,15 @@ IMPOSSIBLE = {
     "pretraining__optimisation__clip_norm": [-1.0],
     "pretraining__optimisation__average_decay": [-0.1, 1.0],
     "pretraining__optimisation__checkpoint_every": [0],
+    "pretraining__optimisation__keep_checkpoints": [0],
+    "pretraining__optimisation__snapshot_every": [-1],
+    "pretraining__optimisation__use": ["first", "best"],
+    "pretraining__statistics": ["validation"],
+    "pretraining__loss__accumulation": [0],
+    "rounds__files": [0],
+    "rounds__steps": [0],
+    "validation__prompts": [0],
+    "validation__episodes_per_prompt": [0],
     "diffusion__schedule": ["zigzag"],
     "diffusion__steps": [0, -5],
     "denoiser__hidden": [0],
@@ -128,7 +142,13 @@ IMPOSSIBLE = {
     "evaluation__few_shot__episodes": [0],
     "evaluation__few_shot__quality": ["superb", "medium"],
     "evaluation__few_shot__returns": ["best"],
+    "diffuser__few_shot__snapshot_every": [10],
+    "guidance__accumulation": [0],
     "cluster__train_workers": [0],
+    "cluster__max_train_workers": [-1],
+    "cluster__cpus_per_worker": [0],
+    "cluster__gpus_per_worker": [-1.0, 1.5],
+    "cluster__data": ["remote"],
     "cluster__rollout_actors": [0],
     "cluster__local_cpus": [0],
 }

@@ -3,7 +3,6 @@
 import dataclasses
 from dataclasses import dataclass, field
 
-from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.experiment import Experiment
 from promptdiffuser.methods import get_method
 from recipes.quickstart import quickstart
@@ -48,6 +47,5 @@ def quickstart_guidance() -> GuidanceSweep:
         experiment=dataclasses.replace(
             base,
             diffuser=dataclasses.replace(base.diffuser, multi_task=multi_task, guidance_start=400),
-            evaluation=ProtocolConfig(prompts=5, episodes_per_prompt=2),
         ),
     )

@@ -9,9 +9,10 @@ import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from promptdiffuser.data.plans import RoundsConfig
 from promptdiffuser.diffusion.process import DiffusionConfig
 from promptdiffuser.errors import UserError
-from promptdiffuser.evaluation.protocol import ProtocolConfig
+from promptdiffuser.evaluation.protocol import ProtocolConfig, ValidationConfig
 from promptdiffuser.learning.backbone import BackboneLossConfig
 from promptdiffuser.learning.diffuser import GuidanceConfig
 from promptdiffuser.learning.engine import OptimisationConfig
@@ -43,6 +44,9 @@ class CollectionConfig:
 class PretrainingConfig:
     """Pre-training of the backbone on the training tasks."""
 
+    statistics: Literal["training", "all"] = "training"
+    """Tasks whose episodes the states are normalised by: the training tasks, or all of the family, test tasks too, as
+    the public code does; for parity alone, because it lets the backbone know of the test tasks."""
     loss: BackboneLossConfig = field(default_factory=BackboneLossConfig)
     optimisation: OptimisationConfig = field(default_factory=OptimisationConfig)
 
@@ -67,6 +71,8 @@ class DiffuserTrainingConfig:
         for name in ("batch_size", "context_episodes", "context_transitions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"diffuser.{name} must be at least 1, got {getattr(self, name)}")
+        if self.few_shot.snapshot_every:
+            raise ValueError("diffuser.few_shot.snapshot_every must be 0: a target task has no validation tasks")
         if not 0 <= self.guidance_start <= self.multi_task.steps:
             raise ValueError(
                 f"diffuser.guidance_start must be between 0 and diffuser.multi_task.steps "
@@ -79,20 +85,37 @@ class ClusterConfig:
     """How much of the Ray cluster an experiment takes. Results do not depend on it, so it is not part of a stage."""
 
     train_workers: int = 1
-    """Ray Train workers."""
+    """Ray Train workers; of an elastic training the fewest."""
+    max_train_workers: int = 0
+    """Most workers of an elastic training, which takes what the cluster has; 0 trains with a fixed number."""
+    cpus_per_worker: int = 1
+    """CPUs and threads of a Train worker."""
+    gpus_per_worker: float = 0.0
+    """GPUs of a Train worker and of a few-shot training; a fraction lets several trainings share one, such as those of
+    several seeds."""
+    data: Literal["resident", "streaming"] = "resident"
+    """resident: each Train worker keeps its share of the episodes as tensors on its device. streaming: Ray Data tasks
+    cut the windows of coming updates from the files, for data larger than memory. The batches are the same."""
     rollout_actors: int = 2
     """Actors that step the simulator, one CPU each."""
-    use_gpu: bool = False
-    """Give each Train worker a GPU."""
     local_cpus: int = 4
     """Logical CPUs that a local cluster declares. On two cores 4 is right: Train workers and the Ray Data tasks that
     feed them must fit together, or both wait for ever."""
 
     def __post_init__(self) -> None:
         """Refuse a cluster without workers."""
-        for name in ("train_workers", "rollout_actors", "local_cpus"):
+        for name in ("train_workers", "cpus_per_worker", "rollout_actors", "local_cpus"):
             if getattr(self, name) < 1:
                 raise ValueError(f"cluster.{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_train_workers != 0 and self.max_train_workers < self.train_workers:
+            raise ValueError(
+                f"cluster.max_train_workers must be 0 or at least cluster.train_workers ({self.train_workers}), "
+                f"got {self.max_train_workers}"
+            )
+        if self.gpus_per_worker < 0 or (self.gpus_per_worker > 1 and self.gpus_per_worker % 1):
+            raise ValueError(
+                f"cluster.gpus_per_worker must be a fraction of one or a whole number, got {self.gpus_per_worker}"
+            )
 
 
 @dataclass(frozen=True)
@@ -116,6 +139,8 @@ class Experiment:
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     diffuser: DiffuserTrainingConfig = field(default_factory=DiffuserTrainingConfig)
+    rounds: RoundsConfig = field(default_factory=RoundsConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     evaluation: ProtocolConfig = field(default_factory=ProtocolConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 

@@ -1,24 +1,15 @@
-"""Window plans, gathered segments and prompt pools, against naive row-by-row implementations."""
+"""Gathered segments and prompt pools, against naive row-by-row implementations."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.data.normaliser import Normaliser
-from promptdiffuser.data.windows import (
-    EpisodeIndex,
-    PromptPool,
-    ResidentEpisodes,
-    Segments,
-    WindowPlan,
-    cut_pool_pieces,
-    draw_windows,
-)
+from promptdiffuser.data.plans import EpisodeIndex, Planner, WindowPlan
+from promptdiffuser.data.windows import PromptPool, ResidentEpisodes, Segments, cut_pool_pieces
 from promptdiffuser.errors import UserError
 from promptdiffuser.tasks import FAMILIES
 from tests.data.synthetic import draw_episodes
@@ -29,13 +20,6 @@ LENGTHS = [30, 7, 1, 30, 12, 20, 29, 6]
 EPISODES = draw_episodes(FAMILY, [0, 0, 0, 1, 1, 4, 4, 4], LENGTHS)
 NORMALISER = Normaliser.fit([EPISODES], FAMILY.return_scale)
 INDEX = EpisodeIndex(EPISODES.tasks, EPISODES.lengths)
-
-
-@st.composite
-def indices(draw: st.DrawFn) -> EpisodeIndex:
-    tasks = sorted(draw(st.lists(st.integers(0, 6), min_size=1, max_size=20)))
-    lengths = draw(st.lists(st.integers(1, 40), min_size=len(tasks), max_size=len(tasks)))
-    return EpisodeIndex(np.array(tasks, np.int64), np.array(lengths, np.int64))
 
 
 def resident(episodes: Episodes = EPISODES, numbers: np.ndarray | None = None) -> ResidentEpisodes:
@@ -74,60 +58,9 @@ def naive_window(episode: int, start: int, num_steps: int) -> dict[str, list]:
     return window
 
 
-@settings(max_examples=80, deadline=None)
-@given(index=indices(), batch=st.integers(1, 50), num_context=st.integers(0, 4), step=st.integers(0, 10**6))
-def test_plan_stays_within_the_index_and_the_task(index: EpisodeIndex, batch: int, num_context: int, step: int) -> None:
-    plan = draw_windows(index, batch, num_context, 0, "pretrain", step)
-    assert plan.episodes.shape == plan.starts.shape == plan.prompt_episodes.shape == (batch,)
-    assert plan.context_episodes.shape == (batch, num_context)
-    for episodes in (plan.episodes, plan.prompt_episodes, plan.context_episodes):
-        assert ((episodes >= 0) & (episodes < len(index.tasks))).all()
-    assert ((plan.starts >= 0) & (plan.starts < index.lengths[plan.episodes])).all()
-    tasks = index.tasks[plan.episodes]
-    assert np.array_equal(index.tasks[plan.prompt_episodes], tasks)
-    assert (index.tasks[plan.context_episodes] == tasks[:, None]).all()
-    assert fields_equal(plan, draw_windows(index, batch, num_context, 0, "pretrain", step))
-    expected_steps = sum(
-        min(7, int(index.lengths[e]) - int(s)) for e, s in zip(plan.episodes, plan.starts, strict=True)
-    )
-    assert plan.steps(index, 7) == expected_steps
-
-
-def test_plans_at_different_addresses_differ() -> None:
-    plans = [
-        draw_windows(INDEX, 32, 3, *address) for address in [(0, "dm", 5), (0, "dm", 6), (1, "dm", 5), (0, "dt", 5)]
-    ]
-    for number, plan in enumerate(plans):
-        assert not any(fields_equal(plan, other) for other in plans[:number])
-
-
-def test_tasks_are_uniform_even_if_one_has_many_more_episodes() -> None:
-    tasks = np.array([0] * 500 + [1] + [2] * 10, np.int64)
-    index = EpisodeIndex(tasks, np.full(len(tasks), 20, np.int64))
-    plan = draw_windows(index, 30_000, 0, "uniform")
-    shares = np.bincount(tasks[plan.episodes]) / 30_000
-    np.testing.assert_allclose(shares, 1 / 3, atol=0.015)  # five standard deviations
-
-
-def test_every_step_of_a_task_is_drawn_equally_often() -> None:
-    index = EpisodeIndex(np.array([3, 3], np.int64), np.array([12, 4], np.int64))
-    plan = draw_windows(index, 32_000, 1, "steps")
-    counts = np.bincount(plan.starts + 12 * plan.episodes, minlength=16)
-    np.testing.assert_allclose(counts, 2_000, atol=250)  # more than five standard deviations
-    prompts = np.bincount(plan.prompt_episodes) / 32_000
-    np.testing.assert_allclose(prompts, 0.5, atol=0.02)  # prompts do not depend on the episodes' lengths
-    context = np.bincount(plan.context_episodes.ravel()) / 32_000
-    np.testing.assert_allclose(context, 0.5, atol=0.02)
-
-
-def test_index_must_be_grouped_by_task() -> None:
-    with pytest.raises(ValueError, match="ascending"):
-        EpisodeIndex(np.array([1, 0]), np.array([5, 5]))
-
-
 @pytest.mark.parametrize("num_steps", [1, 5, 30])
 def test_segments_equal_a_naive_implementation(num_steps: int) -> None:
-    plan = draw_windows(INDEX, 64, 0, "segments", num_steps)
+    plan = Planner(INDEX, 64, num_steps, ("segments",)).at(num_steps)
     # Besides drawn rows: the first and the last step of every episode.
     episodes = np.concatenate([plan.episodes, np.arange(len(EPISODES)), np.arange(len(EPISODES))])
     starts = np.concatenate([plan.starts, np.zeros(len(EPISODES), np.int64), EPISODES.lengths - 1])
@@ -138,32 +71,31 @@ def test_segments_equal_a_naive_implementation(num_steps: int) -> None:
         assert gathered.timesteps[row].tolist() == naive["timesteps"]
         for name in ("returns_to_go", "states", "actions", "rewards"):
             np.testing.assert_allclose(getattr(gathered, name)[row], naive[name], rtol=1e-4, atol=1e-5, err_msg=name)
-    assert plan.steps(INDEX, num_steps) == int(gathered.valid[: len(plan.episodes)].sum())
+    assert plan.steps(INDEX) == int(gathered.valid[: len(plan.episodes)].sum())
 
 
 def test_shards_partition_a_plan_and_gather_the_same_windows() -> None:
-    plan = draw_windows(INDEX, 100, 0, "shards")
-    whole = resident().segments(plan.episodes, plan.starts, 8)
+    plan = Planner(INDEX, 100, 8, ("shards",)).at(0)
+    _, whole = resident().windows(0, plan)
     seen: list[int] = []
     for number in range(3):
         numbers = np.arange(len(EPISODES))[number::3][::-1].copy()  # in any order
         shard = resident(EPISODES.select(numbers), numbers)
-        rows = shard.held(plan)
-        held = plan.select(rows)
-        assert set(held.episodes) <= set(numbers)
-        assert fields_equal(shard.segments(held.episodes, held.starts, 8), whole.select(torch.from_numpy(rows)))
+        rows, windows = shard.windows(0, plan)
+        assert set(plan.episodes[rows]) <= set(numbers)
+        assert fields_equal(windows, whole.select(torch.from_numpy(rows)))
         seen += rows.tolist()
     assert sorted(seen) == list(range(100))
 
 
 def test_shard_without_any_row_of_a_plan_gathers_nothing() -> None:
-    plan = WindowPlan(np.zeros(4, np.int64), np.zeros(4, np.int64), np.zeros(4, np.int64), np.zeros((4, 0), np.int64))
+    nothing = np.zeros(4, np.int64)
+    plan = WindowPlan(nothing, nothing, nothing, np.zeros((4, 0), np.int64), window_steps=8)
     numbers = np.array([5, 6])
     shard = resident(EPISODES.select(numbers), numbers)
-    rows = shard.held(plan)
+    rows, windows = shard.windows(0, plan)
     assert len(rows) == 0
-    held = plan.select(rows)
-    assert shard.segments(held.episodes, held.starts, 8).states.shape == (0, 8, FAMILY.observation_dim)
+    assert windows.states.shape == (0, 8, FAMILY.observation_dim)
 
 
 def test_prompt_is_the_last_five_steps_excluding_the_very_last() -> None:

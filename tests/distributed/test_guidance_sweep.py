@@ -14,6 +14,7 @@ from promptdiffuser.diffusion.process import DiffusionConfig
 from promptdiffuser.distributed.rollouts import RolloutPool
 from promptdiffuser.distributed.sweeps import Trial, run_trials
 from promptdiffuser.distributed.training import TrainJob
+from promptdiffuser.distributed.validation import Validation
 from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.learning.backbone import BackboneLossConfig
 from promptdiffuser.learning.diffuser import GuidanceConfig
@@ -25,7 +26,7 @@ from promptdiffuser.tracking.store import prepare
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 CPU = torch.device("cpu")
-TASKS, VALIDATION = (0, 1), (4, 11)
+TASKS = (0, 1)
 OPTIMISATION = OptimisationConfig(steps=6, learning_rate=1e-3, schedule="constant", checkpoint_every=3)
 
 
@@ -62,24 +63,24 @@ def make_trials(backbone: Path, dataset: Dataset, folder: Path, schedules: list[
         context_transitions=4,
         optimisation=OPTIMISATION,
         prompt_length=3,
+        window_steps=4,
         dataset_digest=dataset.manifest.digest,
     )
     protocol = ProtocolConfig(prompts=2, episodes_per_prompt=1, few_shot=FewShotConfig(episodes=2))
+    validation = Validation("prompt-diffuser-context", dataset, "expert", protocol, 0, 4, backbone)
     return [
         Trial(
             name=schedule,
             point={"schedule": schedule},
             job=TrainJob(
                 dataclasses.replace(training, diffusion=DiffusionConfig(schedule=schedule)),
-                dataset.storage,
+                dataset,
                 TASKS,
                 "expert",
                 folder / schedule,
                 tracker.run(schedule, schedule, None, {}),
             ),
-            method="prompt-diffuser-context",
-            validation_tasks=VALIDATION,
-            protocol=protocol,
+            validation=validation,
         )
         for schedule in schedules
     ]

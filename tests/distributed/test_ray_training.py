@@ -67,7 +67,7 @@ def weights_of_ray_run(
     training: BackboneTraining, dataset: Dataset, folder: Path, workers: int
 ) -> dict[str, torch.Tensor]:
     run = prepare(f"sqlite:///{folder}/mlflow.db", "test").run("test", "test", None, {})
-    job = TrainJob(training, dataset.storage, TASKS, "expert", folder, run)
+    job = TrainJob(training, dataset, TASKS, "expert", folder, run)
     train_on_cluster(job, ClusterConfig(train_workers=workers))
     return load_checkpoint(folder / "model").tensors["weights"]
 
@@ -168,7 +168,7 @@ def test_few_shot_trainings_learn_from_the_few_shot_sets_alone(
     jobs = [
         TrainJob(
             training,
-            small_dataset.storage,
+            small_dataset,
             (task,),
             few_shot.quality,
             tmp_path / str(task),

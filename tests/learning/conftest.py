@@ -85,5 +85,6 @@ def diffuser_training(backbone_folder: Path) -> DiffuserTraining:
             steps=6, checkpoint_every=2, learning_rate=1e-2, schedule="constant", average_decay=0.9
         ),
         prompt_length=2,
+        window_steps=4,
         dataset_digest="synthetic",
     )

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from promptdiffuser.data.episodes import Episodes
-from promptdiffuser.data.windows import draw_windows
 from promptdiffuser.learning.backbone import BackboneLossConfig, freeze
 from promptdiffuser.learning.engine import FlatParameters
 from promptdiffuser.learning.trainings import BackboneTraining, make_resident
@@ -22,7 +21,7 @@ def test_loss_is_the_mean_over_the_valid_steps_of_the_batch(
     """Each window decoded alone and cut at its episode's end, so nothing is padded and nothing is weighted."""
     resident, pool = make_resident(backbone_training, episodes, CPU)
     task = backbone_training.learning_task(resident, pool, CPU)
-    plan = draw_windows(pool.index, 8, 0, *task.address, 0)
+    plan = backbone_training.planner(pool.index).at(0)
     errors = []
     for row in range(8):
         rows = np.array([row])
@@ -78,7 +77,9 @@ def test_training_has_dropout_and_a_frozen_backbone_has_neither_it_nor_gradients
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
 
 
-@pytest.mark.parametrize(("values", "field"), [((0, "fp32"), "batch_size"), ((8, "fp16"), "precision")])
+@pytest.mark.parametrize(
+    ("values", "field"), [((0, "fp32"), "batch_size"), ((8, "fp8"), "precision"), ((8, "fp32", 0), "accumulation")]
+)
 def test_impossible_loss_is_refused_by_name(values: tuple[int, str], field: str) -> None:
     with pytest.raises(ValueError, match=field):
         BackboneLossConfig(*values)

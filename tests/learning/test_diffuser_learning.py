@@ -125,7 +125,7 @@ def test_a_prompt_does_not_depend_on_the_batch_it_is_generated_in(
         torch.testing.assert_close(alone_.actions, together.actions[only])
 
 
-@pytest.mark.parametrize("values", [{"projection": "none"}, {"weight": -1.0}, {"batch_size": 0}, {"precision": "fp16"}])
+@pytest.mark.parametrize("values", [{"projection": "none"}, {"weight": -1.0}, {"batch_size": 0}, {"precision": "fp8"}])
 def test_impossible_guidance_is_refused_by_name(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=rf"guidance\.{next(iter(values))}"):
         GuidanceConfig(**values)

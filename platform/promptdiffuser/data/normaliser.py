@@ -1,7 +1,8 @@
 """Statistics of the training tasks; saved with every model, because inference needs the same ones.
 
 The published code pools training *and test* data for its state statistics (mxu34/prompt-dt pdt_main.py,
-`average_state_mean`); here they come from training tasks only, so nothing of a test task leaks.
+`average_state_mean`); here they come from training tasks only, so nothing of a test task leaks. The published way is an
+option for parity (`pretraining.statistics`).
 """
 
 from collections.abc import Iterable

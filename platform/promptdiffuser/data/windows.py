@@ -1,15 +1,11 @@
-"""Windows and prompts gathered from resident tensors, at positions that are addressed by seed.
+"""Windows and prompts gathered from tensors in memory, at positions that `plans` addresses by seed.
 
 Axes: N episodes, T steps, B rows of a batch, K steps of a segment, S state, A action, M transitions of a context.
-
-A *plan* says which episode, start and prompt each row of a global batch uses; it is drawn identically by every worker
-from the index of all episodes, and each worker gathers the rows whose episode its shard holds. So a batch is the same
-set of windows for any number of workers.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +14,7 @@ from torch import Tensor
 
 from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.data.normaliser import Normaliser
+from promptdiffuser.data.plans import EpisodeIndex, WindowPlan
 from promptdiffuser.errors import UserError
 from promptdiffuser.seeding import numpy_generator
 
@@ -47,6 +44,14 @@ class Segments:
         """Return the segments at an index tensor or slice."""
         return Segments(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
+    def first(self, num_steps: int) -> "Segments":
+        """Return the first steps of every segment."""
+        return Segments(**{field.name: getattr(self, field.name)[:, :num_steps] for field in fields(self)})
+
+    def trimmed(self) -> "Segments":
+        """Return the segments without the steps that are padding in all of them."""
+        return self.first(int(self.valid.any(dim=0).sum()))
+
     def to(self, device: torch.device) -> "Segments":
         """Return the segments on a device."""
         return Segments(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
@@ -55,69 +60,6 @@ class Segments:
     def concatenate(parts: Sequence["Segments"]) -> "Segments":
         """Join batches of equal K."""
         return Segments(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Segments)})
-
-
-@dataclass(frozen=True)
-class EpisodeIndex:
-    """Task and length of every episode that training may use: all that a plan needs, known to every worker."""
-
-    tasks: NDArray[np.int64]
-    """(N,) ascending."""
-    lengths: NDArray[np.int64]
-    """(N,)"""
-
-    def __post_init__(self) -> None:
-        """Refuse an index that is not grouped by task."""
-        if (np.diff(self.tasks) < 0).any():
-            raise ValueError("EpisodeIndex.tasks must be ascending")
-
-    def pool_of(self, drawn_tasks_B: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the first episode and the number of episodes of each drawn task."""
-        first = np.searchsorted(self.tasks, drawn_tasks_B, side="left")
-        last = np.searchsorted(self.tasks, drawn_tasks_B, side="right")
-        return first, last - first
-
-
-@dataclass(frozen=True)
-class WindowPlan:
-    """Where each row of a global batch comes from."""
-
-    episodes: NDArray[np.int64]
-    """(B,) episode of the history window."""
-    starts: NDArray[np.int64]
-    """(B,) first step of the window."""
-    prompt_episodes: NDArray[np.int64]
-    """(B,) episode of the same task that the prompt is cut from."""
-    context_episodes: NDArray[np.int64]
-    """(B, C) episodes of the same task that the task context is read from."""
-
-    def steps(self, index: EpisodeIndex, history: int) -> int:
-        """Return the number of valid steps in the global batch."""
-        return int(np.minimum(index.lengths[self.episodes] - self.starts, history).sum())
-
-    def select(self, rows: NDArray[np.intp]) -> "WindowPlan":
-        """Return some rows of the plan."""
-        return WindowPlan(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
-
-
-def draw_windows(index: EpisodeIndex, batch_size: int, num_context: int, *address: int | str) -> WindowPlan:
-    """Draw a plan at an address: tasks uniform, then steps uniform within the task.
-
-    Within a task this is the published rule (pdt_main.py `get_batch`: episode in proportion to its length, start
-    uniform); the published batch holds equally many rows of every task instead of drawing tasks.
-    """
-    generator = numpy_generator(*address)
-    tasks_B = generator.choice(np.unique(index.tasks), batch_size)
-    first_B, count_B = index.pool_of(tasks_B)
-    ends_N = np.cumsum(index.lengths)
-    before_B = ends_N[first_B] - index.lengths[first_B]
-    total_B = ends_N[first_B + count_B - 1] - before_B
-    step_B = before_B + (generator.random(batch_size) * total_B).astype(np.int64)
-    episodes_B = np.searchsorted(ends_N, step_B, side="right")
-    starts_B = step_B - (ends_N[episodes_B] - index.lengths[episodes_B])
-    prompts_B = first_B + (generator.random(batch_size) * count_B).astype(np.int64)
-    context_BC = first_B[:, None] + (generator.random((batch_size, num_context)) * count_B[:, None]).astype(np.int64)
-    return WindowPlan(episodes_B, starts_B, prompts_B, context_BC)
 
 
 def cut_pool_pieces(episodes: Episodes, prompt_length: int, num_transitions: int) -> dict[str, NDArray[np.generic]]:
@@ -199,6 +141,24 @@ class PromptPool:
         return self.transitions[rows].flatten(1, 2)
 
 
+class WindowSource(Protocol):
+    """Where a worker has the history windows of its share of every batch from."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the windows are."""
+
+    @property
+    def action_dim(self) -> int:
+        """Numbers in an action."""
+
+    def held(self, plan: WindowPlan) -> NDArray[np.intp]:
+        """Return the rows of a plan that are this worker's."""
+
+    def windows(self, step: int, plan: WindowPlan) -> tuple[NDArray[np.intp], Segments]:
+        """Return the rows of update `step`'s plan that are this worker's, and their windows."""
+
+
 @dataclass(frozen=True)
 class ResidentEpisodes:
     """A shard of episodes kept as contiguous tensors on one device; batches are one gather."""
@@ -210,6 +170,16 @@ class ResidentEpisodes:
     actions: Tensor
     rewards: Tensor
     lengths: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.states.device
+
+    @property
+    def action_dim(self) -> int:
+        """Numbers in an action."""
+        return self.actions.shape[-1]
 
     @staticmethod
     def build(
@@ -236,9 +206,14 @@ class ResidentEpisodes:
         rows = self.row_of[torch.from_numpy(plan.episodes).to(self.row_of.device)]
         return np.flatnonzero((rows >= 0).cpu().numpy())
 
+    def windows(self, step: int, plan: WindowPlan) -> tuple[NDArray[np.intp], Segments]:
+        """Gather the windows of a plan that this shard holds."""
+        rows = self.held(plan)
+        return rows, self.segments(plan.episodes[rows], plan.starts[rows], plan.window_steps)
+
     def segments(self, episodes_B: NDArray[np.int64], starts_B: NDArray[np.int64], num_steps: int) -> Segments:
         """Gather (B, num_steps) windows; steps past an episode's end are zero and marked invalid."""
-        device = self.states.device
+        device = self.device
         rows_B1 = self.row_of[torch.from_numpy(episodes_B).to(device)][:, None]
         steps_BK = torch.from_numpy(starts_B).to(device)[:, None] + torch.arange(num_steps, device=device)
         valid_BK = steps_BK < self.lengths[rows_B1]

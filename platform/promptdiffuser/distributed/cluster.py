@@ -14,23 +14,24 @@ CPUS_FOR_DATA = 1
 LOCAL_OBJECT_STORE_BYTES = 2**30
 
 
-def connect(cluster: ClusterConfig, trials: int = 0) -> None:
+def connect(cluster: ClusterConfig, trials: int = 0, validates: bool = False) -> None:
     """Join the cluster that RAY_ADDRESS names (Ray jobs set it), or start a local one for this process.
 
     Args:
         cluster: What the experiment takes of it; checked for all of its stages, whichever comes first.
         trials: Tune trials that run beside the rollout actors, one CPU each.
+        validates: Whether the rollout actors work beside the Train workers, on snapshots.
 
     Raises:
-        UserError: The named cluster does not answer, or the experiment needs more CPUs than there are.
+        UserError: The named cluster does not answer, or the experiment needs more CPUs or GPUs than there are.
     """
     if ray.is_initialized():
-        _require_cpus(cluster, trials, int(ray.cluster_resources().get("CPU", 0)))
+        _require_resources(cluster, trials, validates)
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        _require_cpus(cluster, trials, cluster.local_cpus)
+        _require_cpus(cluster, trials, validates, cluster.local_cpus)
         ray.init(
             "local",  # never an unrelated cluster that happens to run on this machine
             num_cpus=cluster.local_cpus,
@@ -38,16 +39,31 @@ def connect(cluster: ClusterConfig, trials: int = 0) -> None:
             object_store_memory=LOCAL_OBJECT_STORE_BYTES,
             **quiet,
         )
+        _require_resources(cluster, trials, validates)
         return
     try:
         ray.init(address, **quiet)
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address}; start one or unset it") from error
-    _require_cpus(cluster, trials, int(ray.cluster_resources().get("CPU", 0)))
+    _require_resources(cluster, trials, validates)
 
 
-def _require_cpus(cluster: ClusterConfig, trials: int, available: int) -> None:
-    training, rollouts = cluster.train_workers + CPUS_FOR_DATA, cluster.rollout_actors + trials
+def _require_resources(cluster: ClusterConfig, trials: int, validates: bool) -> None:
+    resources = ray.cluster_resources()
+    _require_cpus(cluster, trials, validates, int(resources.get("CPU", 0)))
+    wanted, available = cluster.train_workers * cluster.gpus_per_worker, resources.get("GPU", 0.0)
+    if wanted > available:
+        raise UserError(
+            f"the experiment asks for {wanted:g} GPUs, the Ray cluster has {available:g}; lower "
+            "--cluster.train-workers or --cluster.gpus-per-worker (0 trains on CPUs)"
+        )
+
+
+def _require_cpus(cluster: ClusterConfig, trials: int, validates: bool, available: int) -> None:
+    rollouts = cluster.rollout_actors + trials
+    training = cluster.train_workers * cluster.cpus_per_worker + CPUS_FOR_DATA
+    if validates:
+        training += cluster.rollout_actors
     if available < max(training, rollouts):
         raise UserError(
             f"the experiment needs {max(training, rollouts)} CPUs ({training} to train, {rollouts} to roll out), the "

@@ -41,21 +41,23 @@ def read_files(
 
 
 def training_datasets(
-    dataset: Dataset, tasks: Collection[int], quality: Quality, training: Training
+    dataset: Dataset, tasks: Collection[int], quality: Quality, training: Training, resident: bool = True
 ) -> dict[str, ray.data.Dataset]:
-    """Return the two datasets of a training: whole episodes, to be sharded, and the prompt pool, for every worker.
+    """Return the datasets of a training: the prompt pool, for every worker, and whole episodes, to be sharded.
 
-    Both are materialised here, before the training takes its CPUs: the files are read once, and no worker waits for a
-    reader to start. A resident shard is taken once, so there is nothing to stream.
+    They are materialised here, before the training takes its CPUs: the files are read once, and no worker waits for a
+    reader to start. A resident shard is taken once, so there is nothing to stream; where windows are streamed instead,
+    only the pool is kept.
     """
     _quieten()
-    files = read_files(dataset, tasks, quality)
+    episodes = read_files(dataset, tasks, quality)
     # Shards are cut by position, so the order must be that of the files in every run.
-    files.context.execution_options.preserve_order = True
-    episodes = files.materialize()
+    episodes.context.execution_options.preserve_order = True
+    if resident:
+        episodes = episodes.materialize()
     cut: Any = partial(_pool_rows, prompt_length=training.prompt_length, num_transitions=training.context_transitions)
     pool = episodes.map_batches(cut, batch_size=None, batch_format="numpy").materialize()
-    return {EPISODES: episodes, POOL: pool}
+    return {EPISODES: episodes, POOL: pool} if resident else {POOL: pool}
 
 
 def _quieten() -> None:
@@ -71,8 +73,8 @@ class ShardByEpisode(DataConfig):
     it can be exact and the same in every run.
     """
 
-    def __init__(self) -> None:
-        super().__init__(datasets_to_split=[EPISODES])
+    def __init__(self, datasets: Collection[str] = (EPISODES, POOL)) -> None:
+        super().__init__(datasets_to_split=[name for name in datasets if name == EPISODES])
 
     def configure(
         self, datasets: dict[str, ray.data.Dataset], world_size: int, *args: Any, **kwargs: Any
@@ -88,8 +90,18 @@ class ShardByEpisode(DataConfig):
 
 def _split_evenly(rows: ray.data.Dataset, parts: int) -> list[ray.data.Dataset]:
     count = rows.count()
-    cuts = [count * part // parts for part in range(1, parts)]
+    cuts = [share_of(count, part, parts).start for part in range(1, parts)]
     return [*rows.split_at_indices(cuts)] if cuts else [rows]
+
+
+def share_of(num_episodes: int, rank: int, world_size: int) -> range:
+    """Return the episodes, by their place in the index, that a worker holds."""
+    return range(num_episodes * rank // world_size, num_episodes * (rank + 1) // world_size)
+
+
+def prompt_pool(training: Training, device: torch.device, pool: ray.data.DataIterator) -> PromptPool:
+    """Keep the prompt pool as tensors on the device."""
+    return PromptPool.build(_take_all(pool), training.normaliser(), device)
 
 
 def resident_shard(

@@ -10,20 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import ray.tune
 import torch
 
-from promptdiffuser.data.store import open_dataset
 from promptdiffuser.distributed.rollouts import RolloutPool
 from promptdiffuser.distributed.training import TrainJob
-from promptdiffuser.evaluation.blocks import AdaptedPolicies, EvaluationBlock
-from promptdiffuser.evaluation.protocol import ProtocolConfig
-from promptdiffuser.evaluation.scores import summarise_method
-from promptdiffuser.learning.model_folders import load_backbone, load_diffuser
-from promptdiffuser.learning.trainings import DiffuserTraining, make_resident, train
-from promptdiffuser.methods import get_method
-from promptdiffuser.methods.inputs import PoolBuilder, prompts_by_task
+from promptdiffuser.distributed.validation import Validation
+from promptdiffuser.learning.trainings import make_resident, train
 
 RESULT = "result.json"
 CPU = torch.device("cpu")
@@ -36,10 +29,7 @@ class Trial:
     name: str
     point: dict[str, float | str]
     job: TrainJob
-    """Its training is a `DiffuserTraining`."""
-    method: str
-    validation_tasks: tuple[int, ...]
-    protocol: ProtocolConfig
+    validation: Validation
 
     @property
     def result_file(self) -> Path:
@@ -74,27 +64,9 @@ def _run_trial(config: dict[str, int], trials: Sequence[Trial], pool: RolloutPoo
 def score_trial(trial: Trial, pool: RolloutPool) -> dict[str, Any]:
     """Train the trial's diffuser, let it make prompts for the validation tasks, and score them."""
     job, training = trial.job, trial.job.training
-    assert isinstance(training, DiffuserTraining)
-    dataset = open_dataset(job.storage)
-    resident, prompt_pool = make_resident(training, dataset.read(job.tasks, job.quality), CPU)
+    resident, prompt_pool = make_resident(training, job.dataset.read(job.tasks, job.quality), CPU)
     train(training, training.learning_task(resident, prompt_pool, CPU), job.folder, on_checkpoint=job.run.log_history)
-
-    backbone, normaliser = load_backbone(training.backbone_folder, dataset.family, CPU)
-    diffuser = load_diffuser(job.folder / "model", dataset.family, CPU)
-    prompts = prompts_by_task(
-        get_method(trial.method),
-        trial.validation_tasks,
-        PoolBuilder(dataset, normaliser, training.prompt_length, training.context_transitions, job.quality),
-        trial.protocol.few_shot,
-        trial.protocol.prompts,
-        training.seed,
-        lambda task: diffuser,
-    )
-    policies = AdaptedPolicies(backbone, normaliser, {trial.method: prompts})
-    blocks = [EvaluationBlock(trial.method, task, trial.protocol, training.seed) for task in trial.validation_tasks]
-    episodes = pd.concat([result for _, result in pool.run(blocks, policies)])
-    summary = summarise_method(episodes, dataset.manifest.tasks, training.seed)
-    scores = {key: summary[key] for key in ("mean", "ci_low", "ci_high", "normalised", "seconds")}
+    scores = trial.validation.score(job.folder / "model", pool)
     job.run.log_metrics({f"validation/{key}": value for key, value in scores.items()})
     job.run.finish()
     temporary = trial.result_file.with_suffix(".writing")

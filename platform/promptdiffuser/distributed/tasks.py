@@ -14,9 +14,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def run_tasks(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[Item, Result]]:
-    """Yield (item, result) as they finish, each on one CPU; the first error ends the iteration."""
-    remote: Any = ray.remote(num_cpus=1, max_retries=TASK_RETRIES)(_work_on_one_thread)
+def run_tasks(
+    work: Callable[[Item], Result], items: Sequence[Item], num_gpus: float = 0.0
+) -> Iterator[tuple[Item, Result]]:
+    """Yield (item, result) as they finish, each on one CPU and a share of a GPU; the first error ends the iteration."""
+    remote: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=TASK_RETRIES)(_work_on_one_thread)
     reference = ray.put(work)
     running = {remote.remote(reference, item): item for item in items}
     while running:

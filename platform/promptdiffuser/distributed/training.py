@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,22 @@ from ray.train.torch import TorchTrainer, get_device
 from torch import Tensor
 
 from promptdiffuser.data.few_shot import FewShotConfig
-from promptdiffuser.data.storage import Storage
-from promptdiffuser.data.store import open_dataset
-from promptdiffuser.distributed.datasets import EPISODES, POOL, ShardByEpisode, resident_shard, training_datasets
+from promptdiffuser.data.store import Dataset
+from promptdiffuser.data.windows import PromptPool, WindowSource
+from promptdiffuser.distributed.datasets import (
+    EPISODES,
+    POOL,
+    ShardByEpisode,
+    prompt_pool,
+    resident_shard,
+    share_of,
+    training_datasets,
+)
+from promptdiffuser.distributed.streaming import StreamedWindows, WindowCutter
 from promptdiffuser.distributed.tasks import run_tasks
+from promptdiffuser.distributed.validation import Validation, use_best_snapshot, validating
 from promptdiffuser.experiment import ClusterConfig
+from promptdiffuser.learning.engine import NonFiniteGradientError
 from promptdiffuser.learning.trainings import History, Training, make_resident, train
 from promptdiffuser.tasks.experts import Quality
 from promptdiffuser.tracking.store import RunLog
@@ -34,30 +46,56 @@ class TrainJob:
     """One training and where it reads and writes; all paths are absolute, because Train workers change folder."""
 
     training: Training
-    storage: Storage
+    dataset: Dataset
     tasks: tuple[int, ...]
     quality: Quality
     folder: Path
     run: RunLog
 
 
-def train_on_cluster(job: TrainJob, cluster: ClusterConfig) -> None:
+def train_on_cluster(job: TrainJob, cluster: ClusterConfig, validation: Validation | None = None) -> None:
     """Run a training on Ray Train workers fed by Ray Data; the model is then in `job.folder`/model.
 
     Resuming needs nothing but the same folder: the workers look for checkpoints there themselves, because Ray would
     retry a broken newest checkpoint for ever.
+
+    Args:
+        job: The training.
+        cluster: What it takes of the cluster.
+        validation: How its snapshots are scored, if it takes any.
+
+    Raises:
+        NonFiniteGradientError: An update has no finite gradient; training again would meet the same one.
     """
+    datasets = training_datasets(job.dataset, job.tasks, job.quality, job.training, resident=cluster.data == "resident")
+    train_worker: Any = _train_worker
     trainer = TorchTrainer(
-        _train_worker,
-        train_loop_config={"job": job},
-        scaling_config=ScalingConfig(num_workers=cluster.train_workers, use_gpu=cluster.use_gpu),
+        train_worker,
+        train_loop_config={"job": job, "threads": cluster.cpus_per_worker},
+        scaling_config=scaling(cluster),
         run_config=RunConfig(
             name="ray-train", storage_path=str(job.folder), failure_config=FailureConfig(max_failures=WORKER_FAILURES)
         ),
-        datasets={**training_datasets(open_dataset(job.storage), job.tasks, job.quality, job.training)},
-        dataset_config=ShardByEpisode(),
+        datasets={**datasets},
+        dataset_config=ShardByEpisode(datasets),
     )
-    _fit_interruptibly(trainer)
+    config = job.training.optimisation
+    with nullcontext() if validation is None else validating(job.folder, validation, cluster.rollout_actors, job.run):
+        _fit_interruptibly(trainer)
+    if config.use == "best":
+        use_best_snapshot(job.folder)
+
+
+def scaling(cluster: ClusterConfig) -> ScalingConfig:
+    """Return how many workers of which size Ray Train starts."""
+    num_workers: Any = cluster.train_workers
+    if cluster.max_train_workers:
+        num_workers = (cluster.train_workers, cluster.max_train_workers)
+    return ScalingConfig(
+        num_workers=num_workers,
+        use_gpu=cluster.gpus_per_worker > 0,
+        resources_per_worker={"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker},
+    )
 
 
 def _fit_interruptibly(trainer: TorchTrainer) -> None:
@@ -65,25 +103,33 @@ def _fit_interruptibly(trainer: TorchTrainer) -> None:
 
     In the main thread Ray Train replaces the process's handler of Ctrl-C, for later stages too, by one that exits.
     """
-    outcome: Future[None] = Future()
+    outcome: Future[Any] = Future()
 
     def fit() -> None:
         try:
-            trainer.fit()
-            outcome.set_result(None)
+            result: Any = trainer.fit()
+            outcome.set_result(result.return_value)
         except BaseException as error:
             outcome.set_exception(error)
 
     Thread(target=fit, daemon=True).start()
-    outcome.result()
+    if isinstance(error := outcome.result(), NonFiniteGradientError):
+        raise error
 
 
-def _train_worker(config: dict[str, Any]) -> None:
-    job: TrainJob = config["job"]
+def _train_worker(config: dict[str, Any]) -> NonFiniteGradientError | None:
+    """Train; an error that every worker meets at the same update is returned, as Ray would try a raised one again."""
+    torch.set_num_threads(config["threads"])
+    try:
+        _train(config["job"])
+    except NonFiniteGradientError as error:
+        return error
+    return None
+
+
+def _train(job: TrainJob) -> None:
     device, context = get_device(), ray.train.get_context()
-    episodes, pool = resident_shard(
-        job.training, device, ray.train.get_dataset_shard(EPISODES), ray.train.get_dataset_shard(POOL)
-    )
+    windows, pool = _windows_and_pool(job, device)
     is_writer = context.get_world_rank() == 0
 
     def on_checkpoint(history: History) -> None:
@@ -94,12 +140,34 @@ def _train_worker(config: dict[str, Any]) -> None:
 
     train(
         job.training,
-        job.training.learning_task(episodes, pool, device),
+        job.training.learning_task(windows, pool, device),
         job.folder,
         sum_over_workers=_sum_over_workers,
         is_writer=is_writer,
         on_checkpoint=on_checkpoint,
     )
+
+
+def _windows_and_pool(job: TrainJob, device: torch.device) -> tuple[WindowSource, PromptPool]:
+    """Return this worker's windows, resident if the trainer was given episodes, and the prompt pool."""
+    pool_shard, context = ray.train.get_dataset_shard(POOL), ray.train.get_context()
+    try:
+        episodes = ray.train.get_dataset_shard(EPISODES)
+    except KeyError:
+        pass
+    else:
+        return resident_shard(job.training, device, episodes, pool_shard)
+    pool = prompt_pool(job.training, device, pool_shard)
+    count, rank, size = len(pool.index), context.get_world_rank(), context.get_world_size()
+    cutter = WindowCutter(
+        job.dataset.storage,
+        tuple((name, record.task) for name, record in job.dataset.files(job.tasks, job.quality)),
+        job.training.planner(pool.index),
+        job.training.normaliser(),
+        share_of(count, rank, size),
+    )
+    action_dim = job.dataset.manifest.action_dim
+    return StreamedWindows(cutter, job.training.optimisation.steps, action_dim, device), pool
 
 
 def _sum_over_workers(vector: Tensor) -> Tensor:
@@ -108,17 +176,19 @@ def _sum_over_workers(vector: Tensor) -> Tensor:
     return vector
 
 
-def train_few_shot(jobs: list[TrainJob], few_shot: FewShotConfig, on_finished: Callable[[TrainJob], None]) -> None:
-    """Run small trainings, each on the few-shot set of its tasks, as one Ray task each.
+def train_few_shot(
+    jobs: list[TrainJob], few_shot: FewShotConfig, on_finished: Callable[[TrainJob], None], num_gpus: float = 0.0
+) -> None:
+    """Run small trainings, each on the few-shot set of its tasks, as one Ray task each; a worker takes many in turn.
 
-    Starting Ray Train takes longer than such a training.
+    Starting Ray Train takes longer than such a training. `num_gpus` is the share of a GPU that each takes.
     """
-    for job, _ in run_tasks(partial(_train_few_shot, few_shot), jobs):
+    for job, _ in run_tasks(partial(_train_few_shot, few_shot), jobs, num_gpus):
         on_finished(job)
 
 
 def _train_few_shot(few_shot: FewShotConfig, job: TrainJob) -> None:
-    device = torch.device("cpu")
-    resident, pool = make_resident(job.training, open_dataset(job.storage).few_shot(job.tasks, few_shot), device)
+    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+    resident, pool = make_resident(job.training, job.dataset.few_shot(job.tasks, few_shot), device)
     task = job.training.learning_task(resident, pool, device)
     train(job.training, task, job.folder, on_checkpoint=job.run.log_history)

@@ -11,13 +11,15 @@ from torch import Tensor
 from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.windows import Segments
 from promptdiffuser.models.backbone import PromptDT
+from promptdiffuser.models.decoding import StepDecoder
 from promptdiffuser.tasks.family import Floats, TaskFamily
 
 
 class PromptedPolicy:
     """Acts by the backbone; return-to-go starts at the family's target and falls by every reward received.
 
-    Each decision recomputes the window of the last K steps, so it equals what training saw; actions are deterministic.
+    Each decision equals what training saw: with full attention the window of the last K steps is computed anew, with
+    banded attention a cache holds what earlier steps left. Actions are deterministic.
     """
 
     def __init__(self, family: TaskFamily, backbone: PromptDT, normaliser: Normaliser, prompts: Segments) -> None:
@@ -25,6 +27,7 @@ class PromptedPolicy:
         self.family, self.backbone, self.normaliser, self.prompts = family, backbone, normaliser, prompts
         self._device = normaliser.state_mean.device
         self._step = 0
+        self._decoder: StepDecoder | None = None
         self._returns_to_go_BT = self._states_BTS = self._actions_BTA = torch.empty(0)
 
     def begin(self, tasks: Sequence[int]) -> None:
@@ -35,14 +38,20 @@ class PromptedPolicy:
         self._returns_to_go_BT[:, 0] = self.family.target_return / float(self.normaliser.return_scale)
         self._states_BTS = torch.zeros(num, horizon, self.family.observation_dim, device=self._device)
         self._actions_BTA = torch.zeros(num, horizon, self.family.action_dim, device=self._device)
+        if self.backbone.config.attention == "banded":
+            with torch.inference_mode():
+                self._decoder = StepDecoder(self.backbone, self.prompts)
 
     @torch.inference_mode()
     def act(self, observations_BS: Floats) -> Floats:
         """Return deterministic actions (B, A)."""
         t = self._step
         self._states_BTS[:, t] = self.normaliser.states(torch.from_numpy(observations_BS).to(self._device))
-        window = slice(max(0, t + 1 - self.backbone.config.history), t + 1)
-        action_BA = self.backbone.last_action(self._history(window), self.prompts)
+        if self._decoder is not None:
+            action_BA = self._decoder.action(self._history(slice(max(0, t - 1), t + 1)))
+        else:
+            window = slice(max(0, t + 1 - self.backbone.config.history), t + 1)
+            action_BA = self.backbone.last_action(self._history(window), self.prompts)
         self._actions_BTA[:, t] = action_BA
         actions: Floats = action_BA.float().cpu().numpy()
         return actions

@@ -1,12 +1,16 @@
 """Pre-training of the backbone: predict the actions of a window, given a prompt of the same task."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from promptdiffuser.data.windows import PromptPool, ResidentEpisodes, Segments, draw_windows
+from promptdiffuser.data.plans import Planner
+from promptdiffuser.data.windows import PromptPool, Segments, WindowSource
 from promptdiffuser.learning.engine import FlatParameters, Share
-from promptdiffuser.learning.precision import autocast
+from promptdiffuser.learning.gradients import accumulate
+from promptdiffuser.learning.precision import Precision, check_precision
 from promptdiffuser.models.backbone import PromptDT
 
 
@@ -16,18 +20,24 @@ class BackboneLossConfig:
 
     batch_size: int = 480
     """Windows in a global batch, each with a prompt of its own (the public code: 16 for every training task)."""
-    precision: str = "auto"
-    """fp32, bf16, or auto for the best the hardware has."""
+    precision: Precision = "auto"
+    """auto (the best the hardware has), fp32, bf16, or fp16 with scaled losses."""
+    accumulation: int = 1
+    """Pieces that a worker cuts its part of a batch into, to need less memory; their gradients are added up."""
+    compile: bool = False
+    """Compile the network by torch.compile: a minute at the start, for trainings that last much longer."""
 
     def __post_init__(self) -> None:
         """Refuse an empty batch and an unknown precision."""
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise ValueError(f"precision must be auto, fp32 or bf16, got {self.precision!r}")
+        for name in ("batch_size", "accumulation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_precision("precision", self.precision)
 
 
-def squared_action_errors(backbone: PromptDT, history: Segments, prompt: Segments) -> Tensor:
+def squared_action_errors(
+    backbone: Callable[[Segments, Segments], Tensor], history: Segments, prompt: Segments
+) -> Tensor:
     """Return (B, K, A) squared errors of the predicted actions, zero at padded steps."""
     predicted_BKA: Tensor = backbone(history, prompt).float()
     return (predicted_BKA - history.actions).square() * history.valid[..., None]
@@ -43,26 +53,32 @@ class BackboneLearning:
     def __init__(
         self,
         model: PromptDT,
-        episodes: ResidentEpisodes,
+        windows: WindowSource,
         pool: PromptPool,
         config: BackboneLossConfig,
-        address: tuple[int | str, ...],
+        planner: Planner,
     ) -> None:
-        """Train `model` on the windows that `episodes` holds, with prompts from `pool`."""
-        self.model, self.episodes, self.pool, self.config, self.address = model, episodes, pool, config, address
+        """Train `model` on the history windows that `planner` draws, with prompts from `pool`."""
+        self.model, self.windows, self.pool, self.config = model, windows, pool, config
+        self.planner, self.address = planner, planner.address
+        self._predict = torch.compile(model) if config.compile else model
         model.train()
 
     def share(self, parameters: FlatParameters, step: int) -> Share:
         """Return this worker's share of the action loss and its gradient."""
-        history_length = self.model.config.history
-        plan = draw_windows(self.pool.index, self.config.batch_size, 0, *self.address, step)
-        count = plan.steps(self.pool.index, history_length) * self.episodes.actions.shape[-1]
-        held = plan.select(self.episodes.held(plan))
-        history = self.episodes.segments(held.episodes, held.starts, history_length)
-        with autocast(self.config.precision, self.episodes.states.device):
-            errors = squared_action_errors(self.model, history, self.pool.prompts_at(held.prompt_episodes))
-        loss = errors.sum() / count
-        return Share(parameters.gradient(loss)[None], {"loss": loss})
+        plan = self.planner.at(step)
+        count = plan.steps(self.pool.index) * self.windows.action_dim
+        rows, history = self.windows.windows(step, plan)
+        prompts = self.pool.prompts_at(plan.prompt_episodes[rows])
+
+        def loss_of(part: slice) -> Tensor:
+            errors = squared_action_errors(self._predict, history.select(part).trimmed(), prompts.select(part))
+            return errors.sum() / count
+
+        loss, gradient = accumulate(
+            parameters, loss_of, len(rows), self.config.accumulation, self.config.precision, self.windows.device
+        )
+        return Share(gradient[None], {"loss": loss})
 
     def join(self, gradients_GP: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Return the only gradient."""

@@ -7,18 +7,21 @@ Axes: B rows, X features of a flattened prompt, N denoising steps, F features of
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from promptdiffuser.data.windows import PromptPool, ResidentEpisodes, Segments, draw_windows
+from promptdiffuser.data.plans import Address, Planner
+from promptdiffuser.data.windows import PromptPool, Segments, WindowSource
 from promptdiffuser.diffusion.process import Diffusion
 from promptdiffuser.diffusion.prompt_space import PromptSpace
 from promptdiffuser.learning.backbone import squared_action_errors
 from promptdiffuser.learning.engine import FlatParameters, Share
-from promptdiffuser.learning.precision import autocast
+from promptdiffuser.learning.gradients import accumulate
+from promptdiffuser.learning.precision import Precision, check_precision
 from promptdiffuser.learning.projection import PROJECTIONS, join
 from promptdiffuser.models.backbone import PromptDT
 from promptdiffuser.models.denoiser import Denoiser
@@ -37,8 +40,10 @@ class GuidanceConfig:
     """complement or sum, see `learning/projection.py`."""
     batch_size: int = 64
     """History windows, each with a generated prompt, in the downstream loss of one update."""
-    precision: str = "auto"
-    """fp32, bf16 or auto: number format of the products in both losses."""
+    accumulation: int = 1
+    """Pieces that a worker cuts its part of that batch into, to need less memory; their gradients are added up."""
+    precision: Precision = "auto"
+    """auto, fp32, bf16 or fp16: number format of the products in both losses."""
 
     def __post_init__(self) -> None:
         """Refuse unknown rules and impossible sizes."""
@@ -46,10 +51,10 @@ class GuidanceConfig:
             raise ValueError(f"guidance.projection {self.projection!r} is unknown; known: {', '.join(PROJECTIONS)}")
         if not 0 <= self.weight < math.inf:
             raise ValueError(f"guidance.weight must not be negative and must be finite, got {self.weight}")
-        if self.batch_size < 1:
-            raise ValueError(f"guidance.batch_size must be at least 1, got {self.batch_size}")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise ValueError(f"guidance.precision must be auto, fp32 or bf16, got {self.precision!r}")
+        for name in ("batch_size", "accumulation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"guidance.{name} must be at least 1, got {getattr(self, name)}")
+        check_precision("guidance.precision", self.precision)
 
 
 class Diffuser:
@@ -85,28 +90,32 @@ class DiffuserLearning:
         self,
         diffuser: Diffuser,
         backbone: PromptDT,
-        episodes: ResidentEpisodes,
+        windows: WindowSource,
         pool: PromptPool,
         guidance: GuidanceConfig,
+        planner: Planner,
         batch_size: int,
-        context_episodes: int,
         guidance_start: int,
-        address: tuple[int | str, ...],
+        address: Address,
     ) -> None:
-        """Train the denoiser; `backbone` is frozen, guidance acts from update `guidance_start` on."""
+        """Train the denoiser; `backbone` is frozen, guidance acts from update `guidance_start` on.
+
+        `planner` draws what the downstream loss sees, `batch_size` is the number of prompts in the denoising loss.
+        """
         self.model = diffuser.denoiser
-        self.diffuser, self.backbone, self.episodes, self.pool = diffuser, backbone, episodes, pool
-        self.guidance, self.batch_size, self.context_episodes = guidance, batch_size, context_episodes
-        self.guidance_start, self.address = guidance_start, address
+        self.diffuser, self.backbone, self.windows, self.pool = diffuser, backbone, windows, pool
+        self.guidance, self.guidance_start, self.address = guidance, guidance_start, address
+        self.downstream_planner = planner
+        # The denoising loss sees prompts alone, of which every worker has all.
+        self.denoising_planner = Planner(pool.index, batch_size, 1, (*address, "dm"), planner.num_context)
 
     def share(self, parameters: FlatParameters, step: int) -> Share:
         """Return this worker's share of L_DM and, where guidance acts, of L_DT, with a gradient each."""
-        loss_dm = self._denoising_share(step)
-        gradients, scalars = [parameters.gradient(loss_dm)], {"loss_dm": loss_dm}
-        if self.guidance.weight > 0 and step >= self.guidance_start:
-            scalars["loss_dt"] = self._downstream_share(step)
-            gradients.append(parameters.gradient(scalars["loss_dt"]))
-        return Share(torch.stack(gradients), scalars)
+        loss_dm, gradient_dm = self._denoising_share(parameters, step)
+        if self.guidance.weight == 0 or step < self.guidance_start:
+            return Share(gradient_dm[None], {"loss_dm": loss_dm})
+        loss_dt, gradient_dt = self._downstream_share(parameters, step)
+        return Share(torch.stack([gradient_dm, gradient_dt]), {"loss_dm": loss_dm, "loss_dt": loss_dt})
 
     def join(self, gradients_GP: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Join the gradients by the configured projection."""
@@ -115,37 +124,47 @@ class DiffuserLearning:
         gradient_dm, gradient_dt = gradients_GP
         return join(gradient_dm, gradient_dt, self.guidance.projection, self.guidance.weight, self.guidance.match_norms)
 
-    def _denoising_share(self, step: int) -> Tensor:
-        plan = draw_windows(self.pool.index, self.batch_size, self.context_episodes, *self.address, "dm", step)
+    def _denoising_share(self, parameters: FlatParameters, step: int) -> tuple[Tensor, Tensor]:
+        plan, size = self.denoising_planner.at(step), self.denoising_planner.batch_size
         generator = torch_generator(*self.address, "dm-noise", step)
-        num_features = len(self.diffuser.space.low)
-        step_B = torch.randint(self.diffuser.diffusion.num_steps, (self.batch_size,), generator=generator)
-        noise_BX = torch.randn(self.batch_size, num_features, generator=generator)
-        rows = self.episodes.held(plan)
-        held, device = plan.select(rows), self.episodes.states.device
-        with autocast(self.guidance.precision, device):
+        # Drawn for the global batch, so that a row's noise does not depend on which worker holds it.
+        step_B = torch.randint(self.diffuser.diffusion.num_steps, (size,), generator=generator)
+        noise_BX = torch.randn(size, len(self.diffuser.space.low), generator=generator)
+        rows, device = self.windows.held(plan), self.windows.device
+
+        def loss_of(part: slice) -> Tensor:
+            held = plan.select(rows[part])
             losses_B = self.diffuser.denoising_loss(
                 self.pool.prompts_at(held.prompt_episodes),
                 self.pool.contexts_at(held.context_episodes),
-                step_B[rows].to(device),
-                noise_BX[rows].to(device),
+                step_B[rows[part]].to(device),
+                noise_BX[rows[part]].to(device),
             )
-        return losses_B.sum() / self.batch_size
+            return losses_B.sum() / size
 
-    def _downstream_share(self, step: int) -> Tensor:
-        plan = draw_windows(self.pool.index, self.guidance.batch_size, self.context_episodes, *self.address, "dt", step)
-        history_length = self.backbone.config.history
-        count = plan.steps(self.pool.index, history_length) * self.episodes.actions.shape[-1]
-        rows = self.episodes.held(plan)
-        held, device = plan.select(rows), self.episodes.states.device
-        history = self.episodes.segments(held.episodes, held.starts, history_length)
-        # The noise is drawn for the global batch, so that a row's noise does not depend on which worker holds it.
+        return self._accumulated(parameters, loss_of, len(rows))
+
+    def _downstream_share(self, parameters: FlatParameters, step: int) -> tuple[Tensor, Tensor]:
+        plan = self.downstream_planner.at(step)
+        count = plan.steps(self.pool.index) * self.windows.action_dim
+        rows, history = self.windows.windows(step, plan)
         noise_NBX = self.diffuser.draw_noise(self.guidance.batch_size, *self.address, "dt-noise", step)
-        with autocast(self.guidance.precision, device):
+
+        def loss_of(part: slice) -> Tensor:
+            held = plan.select(rows[part])
             prompts = self.diffuser.generate(
                 self.pool.prompts_at(held.prompt_episodes),
                 self.pool.contexts_at(held.context_episodes),
-                noise_NBX[:, rows].to(device),
+                noise_NBX[:, rows[part]].to(self.windows.device),
             )
-            errors = squared_action_errors(self.backbone, history, prompts)
-        return errors.sum() / count
+            errors = squared_action_errors(self.backbone, history.select(part).trimmed(), prompts)
+            return errors.sum() / count
+
+        return self._accumulated(parameters, loss_of, len(rows))
+
+    def _accumulated(
+        self, parameters: FlatParameters, loss_of: Callable[[slice], Tensor], num_rows: int
+    ) -> tuple[Tensor, Tensor]:
+        return accumulate(
+            parameters, loss_of, num_rows, self.guidance.accumulation, self.guidance.precision, self.windows.device
+        )

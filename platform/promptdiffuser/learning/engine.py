@@ -16,6 +16,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from promptdiffuser.errors import UserError
 from promptdiffuser.learning.checkpoint import Checkpoint
 from promptdiffuser.seeding import seed_at
 
@@ -40,13 +41,24 @@ class OptimisationConfig:
     """Decay per step of the moving average of weights that is used after training; 0 keeps the last weights."""
     checkpoint_every: int = 1_000
     """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept; the one before the newest is there for the day the newest is broken."""
+    snapshot_every: int = 0
+    """Steps between snapshots of the model, which are scored on validation tasks beside the training; 0 takes none."""
+    use: Literal["last", "best"] = "last"
+    """Model to go on with: that of the last step, or the snapshot that was best on validation tasks."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""
-        if self.steps < 1 or self.checkpoint_every < 1:
-            raise ValueError(
-                f"steps and checkpoint_every must be at least 1, got {self.steps}, {self.checkpoint_every}"
-            )
+        for name in ("steps", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.snapshot_every < 0:
+            raise ValueError(f"snapshot_every must not be negative, got {self.snapshot_every}")
+        if self.use not in ("last", "best"):
+            raise ValueError(f"use must be last or best, got {self.use!r}")
+        if self.use == "best" and not self.snapshot_every:
+            raise ValueError("use best needs snapshots to choose from; set snapshot_every")
         if self.schedule not in ("one-cycle", "warmup", "constant"):
             raise ValueError(f"schedule must be one-cycle, warmup or constant, got {self.schedule!r}")
         if not 0 < self.learning_rate < math.inf:
@@ -95,9 +107,11 @@ class FlatParameters:
         names = names or list(self.named_views)
         return {n: part.view_as(p) for n, part, p in zip(names, parts, self.parameters, strict=True)}
 
-    def gradient(self, loss: Tensor) -> Tensor:
+    def gradient(self, loss: Tensor, keep_graph: bool = False) -> Tensor:
         """Return the gradient (P,) of a loss; parameters it does not depend on get zeros."""
-        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
+        gradients = torch.autograd.grad(
+            loss, self.parameters, retain_graph=keep_graph, allow_unused=True, materialize_grads=True
+        )
         return torch.cat([gradient.flatten() for gradient in gradients])
 
 
@@ -152,7 +166,10 @@ class Engine:
         gradient, joined_metrics = self.task.join(gradients_GP)
         norm = float(gradient.norm())
         if not math.isfinite(norm):
-            raise NonFiniteGradientError(f"the gradient of step {self.step} is not finite; metrics {metrics}")
+            raise NonFiniteGradientError(
+                f"the gradient of step {self.step} is not finite, the weights are still those before it; its batch is "
+                f"at address {'/'.join(map(str, (*self.task.address, self.step)))}; metrics {metrics}"
+            )
         if self.config.clip_norm and norm > self.config.clip_norm:
             gradient = gradient * (self.config.clip_norm / norm)
         learning_rate = self.config.learning_rate_at(self.step)
@@ -185,6 +202,11 @@ class Engine:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint whose `engine` tensors and `progress` document this engine wrote."""
         tensors = checkpoint.tensors["engine"]
+        if tensors["vector"].shape != self.parameters.vector.shape:
+            raise UserError(
+                f"the checkpoint is of a model with {tensors['vector'].numel()} parameters, this one has "
+                f"{self.parameters.vector.numel()}; train in another folder or with the settings of the checkpoint"
+            )
         self.step = int(checkpoint.documents["progress"]["step"])
         self.parameters.vector.copy_(tensors["vector"])
         self.average.copy_(tensors["average"])

@@ -6,7 +6,7 @@ A training is data: it travels to Ray Train workers and few-shot tasks, or to a 
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.data.normaliser import Normaliser
-from promptdiffuser.data.windows import PromptPool, ResidentEpisodes, cut_pool_pieces
+from promptdiffuser.data.plans import Address, EpisodeIndex, Planner, Rounds
+from promptdiffuser.data.windows import PromptPool, ResidentEpisodes, WindowSource, cut_pool_pieces
 from promptdiffuser.diffusion.process import DiffusionConfig
 from promptdiffuser.diffusion.prompt_space import PromptSpace
 from promptdiffuser.learning.backbone import BackboneLearning, BackboneLossConfig
@@ -35,7 +36,6 @@ from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.models.denoiser import DenoiserConfig
 from promptdiffuser.tasks import get_family
 
-CHECKPOINTS_KEPT = 2
 LOGS_PER_CHECKPOINT = 10
 
 History = list[dict[str, float]]
@@ -59,8 +59,11 @@ class Training(Protocol):
     def normaliser(self) -> Normaliser:
         """Return the statistics that the data is normalised with."""
 
-    def learning_task(self, episodes: ResidentEpisodes, pool: PromptPool, device: torch.device) -> LearningTask:
-        """Build the model and its task over data that is resident on the device."""
+    def planner(self, index: EpisodeIndex) -> Planner:
+        """Return what draws the history windows of every update."""
+
+    def learning_task(self, windows: WindowSource, pool: PromptPool, device: torch.device) -> LearningTask:
+        """Build the model and its task on the device that the data is on."""
 
     def save(self, folder: Path, task: LearningTask, weights: dict[str, Tensor]) -> None:
         """Write the trained model."""
@@ -78,6 +81,7 @@ class BackboneTraining:
     statistics: dict[str, Tensor]
     """Tensors of the normaliser."""
     dataset_digest: str
+    rounds: Rounds = field(default_factory=Rounds)
     context_transitions: int = 0
 
     @property
@@ -89,10 +93,15 @@ class BackboneTraining:
         """Return the statistics of the training tasks."""
         return Normaliser(**self.statistics)
 
-    def learning_task(self, episodes: ResidentEpisodes, pool: PromptPool, device: torch.device) -> BackboneLearning:
+    def planner(self, index: EpisodeIndex) -> Planner:
+        """Draw windows of the size that the backbone sees."""
+        address = (self.seed, "pretrain")
+        return Planner(index, self.loss.batch_size, self.backbone.window_steps, address, rounds=self.rounds)
+
+    def learning_task(self, windows: WindowSource, pool: PromptPool, device: torch.device) -> BackboneLearning:
         """Build a new backbone and its task."""
         model = build_backbone(self.backbone, get_family(self.family), self.seed, "pretrain").to(device)
-        return BackboneLearning(model, episodes, pool, self.loss, (self.seed, "pretrain"))
+        return BackboneLearning(model, windows, pool, self.loss, self.planner(pool.index))
 
     def save(self, folder: Path, task: LearningTask, weights: dict[str, Tensor]) -> None:
         """Write the backbone with its normaliser."""
@@ -124,14 +133,33 @@ class DiffuserTraining:
     context_transitions: int
     optimisation: OptimisationConfig
     prompt_length: int
+    window_steps: int | None
+    """Steps of the history windows that the backbone sees; None for whole episodes."""
     dataset_digest: str
+    rounds: Rounds = field(default_factory=Rounds)
     start_from: Path | None = None
 
     def normaliser(self) -> Normaliser:
         """Return the statistics saved with the backbone."""
         return load_backbone(self.backbone_folder, get_family(self.family), torch.device("cpu"))[1]
 
-    def learning_task(self, episodes: ResidentEpisodes, pool: PromptPool, device: torch.device) -> DiffuserLearning:
+    @property
+    def address(self) -> Address:
+        """Where this training's randomness lives."""
+        return self.seed, "diffuser", self.stage
+
+    def planner(self, index: EpisodeIndex) -> Planner:
+        """Draw what the downstream loss sees."""
+        return Planner(
+            index,
+            self.guidance.batch_size,
+            self.window_steps,
+            (*self.address, "dt"),
+            num_context=self.context_episodes,
+            rounds=self.rounds,
+        )
+
+    def learning_task(self, windows: WindowSource, pool: PromptPool, device: torch.device) -> DiffuserLearning:
         """Build the diffuser and its task through the frozen backbone."""
         family = get_family(self.family)
         backbone, normaliser = load_backbone(self.backbone_folder, family, device)
@@ -145,13 +173,13 @@ class DiffuserTraining:
         return DiffuserLearning(
             diffuser,
             backbone,
-            episodes,
+            windows,
             pool,
             self.guidance,
+            self.planner(pool.index),
             batch_size=self.batch_size,
-            context_episodes=self.context_episodes,
             guidance_start=self.guidance_start,
-            address=(self.seed, "diffuser", self.stage),
+            address=self.address,
         )
 
     def save(self, folder: Path, task: LearningTask, weights: dict[str, Tensor]) -> None:
@@ -190,8 +218,9 @@ def train(
 ) -> History:
     """Train to the end, resuming from the newest valid checkpoint below `folder`, and write `folder`/model.
 
-    Every worker calls this; the writer alone writes checkpoints, `progress.json` and the model. `on_checkpoint` gets
-    the whole history of metrics (keys `step` and `training/...`) at every checkpoint, on every worker.
+    Every worker calls this; the writer alone writes checkpoints, snapshots, `progress.json` and the model.
+    `on_checkpoint` gets the whole history of metrics (keys `step` and `training/...`) at every checkpoint, on every
+    worker.
     """
     config, checkpoints = training.optimisation, folder / "checkpoints"
     engine, history = Engine(task, config, sum_over_workers), History()
@@ -203,7 +232,8 @@ def train(
     pending, started = History(), time.perf_counter()
     while engine.step < config.steps:
         pending.append(engine.advance())
-        at_checkpoint = engine.step % config.checkpoint_every == 0 or engine.step == config.steps
+        at_end = engine.step == config.steps
+        at_checkpoint = at_end or engine.step % config.checkpoint_every == 0
         if at_checkpoint or engine.step % log_every == 0:
             seconds = time.perf_counter() - started
             times = {"time/seconds": seconds, "time/steps_per_second": len(pending) / seconds}
@@ -211,13 +241,15 @@ def train(
             pending, started = History(), time.perf_counter()
             if is_writer:
                 write_progress(folder, history, config.steps)
+        if is_writer and config.snapshot_every and (at_end or engine.step % config.snapshot_every == 0):
+            training.save(snapshot_folder(folder, engine.step), task, engine.trained_tensors())
         if at_checkpoint:
             if is_writer:
                 progress = {"step": engine.step, "history": history}
                 save_checkpoint(
                     checkpoints / f"step-{engine.step:08d}", {"engine": engine.state()}, {"progress": progress}
                 )
-                keep_last_checkpoints(checkpoints, CHECKPOINTS_KEPT)
+                keep_last_checkpoints(checkpoints, config.keep_checkpoints)
             on_checkpoint(history)
     if started_at == config.steps:
         # Nothing was left to do; whoever keeps the metrics may still lack them.
@@ -225,6 +257,11 @@ def train(
     if is_writer:
         training.save(folder / "model", task, engine.trained_tensors())
     return history
+
+
+def snapshot_folder(folder: Path, step: int) -> Path:
+    """Return where a training leaves the model of a step for scoring on validation tasks."""
+    return folder / "snapshots" / f"step-{step:08d}"
 
 
 def write_progress(folder: Path, history: History, steps: int) -> None:

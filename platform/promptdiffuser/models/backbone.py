@@ -1,6 +1,6 @@
 """Prompt-DT, the backbone: a causal transformer over (return-to-go, state, action) tokens with a prompt before them.
 
-Axes: B rows, K history steps, P prompt steps, S state, A action, D width, H heads, L tokens, Q tokens that are kept.
+Axes: B rows, K history steps, S state, A action, D width, L tokens, Q tokens that are kept.
 
 The model is the public Prompt-DT (mxu34/prompt-dt at 5f665e5, prompt_dt/prompt_decision_transformer.py: GPT-2 blocks
 without positional embedding, ReLU, separate embeddings for prompt and history, learned timestep embeddings, tanh action
@@ -13,15 +13,20 @@ head read at the state tokens), with these departures, each a trap of the origin
   prompt or many, and drops the last return-to-go when the prompt length is 1, 11 or 21;
 - only the action head exists; the original carries unused state and return heads;
 - the timestep table has as many rows as the horizon; the original has 1,000 whatever the environment.
+
+The baselines without a prompt or without returns are this network told not to see them: MT-ORL (no prompt), MT-BC
+(neither), Prompt-MT-BC (no returns); pdt_main.py's `--no-prompt` and `--no-rtg`.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from promptdiffuser.data.windows import Segments
+from promptdiffuser.models.attention import Attention, banded_attention, causal_attention
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,17 @@ class BackboneConfig:
     heads: int = 1
     """Attention heads; must divide the width."""
     history: int = 20
-    """Steps of the episode's own past that the policy sees (K)."""
+    """Steps of the episode's own past that the policy sees (K); with banded attention, that each layer sees."""
     prompt_length: int = 5
     """Steps in a trajectory prompt (K*)."""
+    attention: Literal["full", "banded"] = "full"
+    """full: windows of `history` steps, every token sees all tokens up to its own. banded: whole episodes, every token
+    sees the prompt and the tokens of the last `history` steps in every layer; a token's keys and values then never
+    change, so inference one step at a time with a cache is exact."""
+    sees_prompt: bool = True
+    """Whether the prompt's tokens stand before the history; off for MT-ORL and MT-BC."""
+    sees_returns: bool = True
+    """Whether returns-to-go are seen; off for MT-BC and Prompt-MT-BC, which see zeros in their place."""
     dropout: float = 0.1
     """Dropout on embeddings, attention output and MLP output, in training only. Its masks are drawn
     a worker, so only without it is a training the same for any number of workers."""
@@ -47,28 +60,37 @@ class BackboneConfig:
         for name in ("width", "layers", "heads", "history", "prompt_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"backbone.{name} must be at least 1, got {getattr(self, name)}")
+        if self.attention not in ("full", "banded"):
+            raise ValueError(f"backbone.attention must be full or banded, got {self.attention!r}")
         if self.width % self.heads:
             raise ValueError(f"backbone.heads must divide backbone.width: {self.width} is no multiple of {self.heads}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"backbone.dropout must be in [0, 1), got {self.dropout}")
 
+    @property
+    def window_steps(self) -> int | None:
+        """Steps of the history windows to train on; None is whole episodes."""
+        return None if self.attention == "banded" else self.history
+
 
 class StepEmbedding(nn.Module):
     """Embeds steps as three tokens each, in the order return-to-go, state, action."""
 
-    def __init__(self, state_dim: int, action_dim: int, width: int, horizon: int) -> None:
+    def __init__(self, state_dim: int, action_dim: int, config: BackboneConfig, horizon: int) -> None:
         super().__init__()
-        self.return_to_go = nn.Linear(1, width)
-        self.state = nn.Linear(state_dim, width)
-        self.action = nn.Linear(action_dim, width)
-        self.timestep = nn.Embedding(horizon, width)
+        self.sees_returns = config.sees_returns
+        self.return_to_go = nn.Linear(1, config.width)
+        self.state = nn.Linear(state_dim, config.width)
+        self.action = nn.Linear(action_dim, config.width)
+        self.timestep = nn.Embedding(horizon, config.width)
 
     def forward(self, steps: Segments) -> Tensor:
         """Return tokens (B, 3 K, D)."""
         time_BKD = self.timestep(steps.timesteps)
+        returns_BK = steps.returns_to_go if self.sees_returns else torch.zeros_like(steps.returns_to_go)
         tokens_BK3D = torch.stack(
             [
-                self.return_to_go(steps.returns_to_go[..., None]) + time_BKD,
+                self.return_to_go(returns_BK[..., None]) + time_BKD,
                 self.state(steps.states) + time_BKD,
                 self.action(steps.actions) + time_BKD,
             ],
@@ -91,36 +113,19 @@ class Block(nn.Module):
         self.mlp_out = nn.Linear(4 * config.width, config.width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BLD: Tensor, keep: slice) -> Tensor:
-        """Return the tokens at the positions `keep`, each after attending to all tokens up to its own."""
+    def forward(self, x_BLD: Tensor, keep: slice, attend: Attention) -> Tensor:
+        """Return the tokens at the positions `keep`, each after attending to the tokens that `attend` shows it."""
         kept_BQD = x_BLD[:, keep]
         normal_BLD = self.attention_norm(x_BLD)
         weights, biases = self.attention_in.weight, self.attention_in.bias
         width = x_BLD.shape[-1]
         query_BQD = F.linear(normal_BLD[:, keep], weights[:width], biases[:width])
         key_BLD, value_BLD = F.linear(normal_BLD, weights[width:], biases[width:]).chunk(2, dim=-1)
-        mixed_BQD = causal_attention(query_BQD, key_BLD, value_BLD, self.heads, keep)
-        kept_BQD = kept_BQD + self.dropout(self.attention_out(mixed_BQD))
+        mixed = attend(*(x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query_BQD, key_BLD, value_BLD)))
+        kept_BQD = kept_BQD + self.dropout(self.attention_out(mixed.transpose(1, 2).flatten(2)))
         hidden_BQE = F.relu(self.mlp_in(self.mlp_norm(kept_BQD)))
         output_BQD: Tensor = kept_BQD + self.dropout(self.mlp_out(hidden_BQE))
         return output_BQD
-
-
-def causal_attention(query_BQD: Tensor, key_BLD: Tensor, value_BLD: Tensor, heads: int, keep: slice) -> Tensor:
-    """Attend from the tokens at positions `keep` to all tokens up to each of them; returns (B, Q, D)."""
-    num_tokens = key_BLD.shape[1]
-    query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query_BQD, key_BLD, value_BLD))
-    device = key_BLD.device
-    positions_Q = torch.arange(num_tokens, device=device)[keep]
-    visible_QL = torch.arange(num_tokens, device=device) <= positions_Q[:, None]
-    if device.type == "cpu":
-        # At 75 tokens torch's fused kernel for CPUs takes four times as long, forward and backward in bf16.
-        scores_BHQL = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-        mixed = scores_BHQL.masked_fill(~visible_QL, -torch.inf).softmax(-1) @ value
-    else:
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible_QL)
-    joined_BQD: Tensor = mixed.transpose(1, 2).flatten(2)
-    return joined_BQD
 
 
 class PromptDT(nn.Module):
@@ -130,8 +135,8 @@ class PromptDT(nn.Module):
         """Build the network with GPT-2's initialisation (normal, deviation 0.02, zero biases)."""
         super().__init__()
         self.config = config
-        self.embed_history = StepEmbedding(state_dim, action_dim, config.width, horizon)
-        self.embed_prompt = StepEmbedding(state_dim, action_dim, config.width, horizon)
+        self.embed_history = StepEmbedding(state_dim, action_dim, config, horizon)
+        self.embed_prompt = StepEmbedding(state_dim, action_dim, config, horizon)
         self.embedding_norm = nn.LayerNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -144,20 +149,39 @@ class PromptDT(nn.Module):
 
     def forward(self, history: Segments, prompt: Segments) -> Tensor:
         """Return an action (B, K, A) in (-1, 1) for every history step; those of padded steps mean nothing."""
-        first_state = 3 * prompt.states.shape[1] + 1
-        return self._actions(history, prompt, slice(first_state, None, 3))
+        prompt_BPD = self.prompt_tokens(prompt)
+        return self._actions(prompt_BPD, history, slice(prompt_BPD.shape[1] + 1, None, 3))
 
     def last_action(self, history: Segments, prompt: Segments) -> Tensor:
-        """Return the action (B, A) for the last history step alone."""
-        return self._actions(history, prompt, slice(-1, None))[:, 0]
+        """Return the action (B, A) for the last history step alone; a banded backbone decides by `StepDecoder`."""
+        return self._actions(self.prompt_tokens(prompt), history, slice(-1, None))[:, 0]
 
-    def _actions(self, history: Segments, prompt: Segments, states: slice) -> Tensor:
+    def prompt_tokens(self, prompt: Segments) -> Tensor:
+        """Return the tokens (B, P, D) that stand before the history, none if the backbone sees no prompt."""
+        tokens_BPD: Tensor = self.embed_prompt(prompt if self.config.sees_prompt else prompt.first(0))
+        return tokens_BPD
+
+    def read_actions(self, hidden_BQD: Tensor) -> Tensor:
+        """Return the actions (B, Q, A) that state tokens decide on."""
+        return torch.tanh(self.action_head(self.final_norm(hidden_BQD)))
+
+    def _actions(self, prompt_BPD: Tensor, history: Segments, states: slice) -> Tensor:
         # The last action token comes after every token that is read, so it is left out; the last is then a state token.
-        tokens_BLD = torch.cat([self.embed_prompt(prompt), self.embed_history(history)], dim=1)[:, :-1]
+        tokens_BLD = torch.cat([prompt_BPD, self.embed_history(history)], dim=1)[:, :-1]
+        to_all, to_states = self._attentions(prompt_BPD.shape[1], tokens_BLD, states)
         hidden_BLD = self.dropout(self.embedding_norm(tokens_BLD))
         for block in self.blocks[:-1]:
-            hidden_BLD = block(hidden_BLD, keep=slice(None))
+            hidden_BLD = block(hidden_BLD, slice(None), to_all)
         # Actions are read at state tokens only, so the last block computes no others.
-        hidden_BQD = self.blocks[-1](hidden_BLD, keep=states)
-        actions: Tensor = torch.tanh(self.action_head(self.final_norm(hidden_BQD)))
-        return actions
+        return self.read_actions(self.blocks[-1](hidden_BLD, states, to_states))
+
+    def _attentions(self, num_prompt: int, tokens_BLD: Tensor, states: slice) -> tuple[Attention, Attention]:
+        """Return the attention of all tokens and that of the state tokens."""
+        num_tokens, device = tokens_BLD.shape[1], tokens_BLD.device
+        if self.config.attention == "full":
+            return causal_attention(num_tokens, slice(None), device), causal_attention(num_tokens, states, device)
+        band = 3 * self.config.history
+        return (
+            banded_attention(num_prompt, band, slice(None), device),
+            banded_attention(num_prompt, band, slice(1, None, 3), device),
+        )

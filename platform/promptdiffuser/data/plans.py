@@ -1,0 +1,187 @@
+"""Which windows every update sees: plans, drawn at an address.
+
+A *plan* says which episode, start and prompt each row of a global batch uses. Every worker draws the same one from the
+index of all episodes and takes the rows whose episode it holds. So a batch is the same set of windows for any number of
+workers, for data that is resident or streamed, and after any interruption.
+
+Axes: N episodes, B rows of a batch, C episodes of a context.
+"""
+
+from dataclasses import dataclass, field, fields
+from functools import cached_property, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from promptdiffuser.seeding import numpy_generator
+
+Address = tuple[int | str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class EpisodeIndex:
+    """Task and length of every episode that training may use: all that a plan needs, known to every worker."""
+
+    tasks: NDArray[np.int64]
+    """(N,) ascending."""
+    lengths: NDArray[np.int64]
+    """(N,)"""
+
+    def __post_init__(self) -> None:
+        """Refuse an index that is not grouped by task."""
+        if (np.diff(self.tasks) < 0).any():
+            raise ValueError("EpisodeIndex.tasks must be ascending")
+
+    def __len__(self) -> int:
+        """Return the number of episodes."""
+        return len(self.tasks)
+
+    @cached_property
+    def task_ids(self) -> NDArray[np.int64]:
+        """The tasks, each once."""
+        return np.unique(self.tasks)
+
+    @cached_property
+    def ends(self) -> NDArray[np.int64]:
+        """(N,) steps of all episodes up to the end of each."""
+        ends: NDArray[np.int64] = np.cumsum(self.lengths)
+        return ends
+
+    def pool_of(self, drawn_tasks_B: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the first episode and the number of episodes of each drawn task."""
+        first = np.searchsorted(self.tasks, drawn_tasks_B, side="left")
+        last = np.searchsorted(self.tasks, drawn_tasks_B, side="right")
+        return first, last - first
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """Where each row of a global batch comes from."""
+
+    episodes: NDArray[np.int64]
+    """(B,) episode of the history window."""
+    starts: NDArray[np.int64]
+    """(B,) first step of the window."""
+    prompt_episodes: NDArray[np.int64]
+    """(B,) episode of the same task that the prompt is cut from."""
+    context_episodes: NDArray[np.int64]
+    """(B, C) episodes of the same task that the task context is read from."""
+    window_steps: int
+    """Steps in a window."""
+
+    def steps(self, index: EpisodeIndex) -> int:
+        """Return the number of valid steps in the global batch."""
+        return int(np.minimum(index.lengths[self.episodes] - self.starts, self.window_steps).sum())
+
+    def select(self, rows: NDArray[np.intp]) -> "WindowPlan":
+        """Return some rows of the plan."""
+        of_rows = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "window_steps"}
+        return WindowPlan(**of_rows, window_steps=self.window_steps)
+
+
+@dataclass(frozen=True)
+class RoundsConfig:
+    """How history windows are spread over a dataset that is larger than memory.
+
+    A round is a stretch of updates whose history windows come from some of the dataset's files; rounds go through all
+    files in an order of their own in every epoch. Prompts come from all episodes. Where the files of a round are all
+    files, as in any small dataset, every update draws from everything.
+    """
+
+    files: int = 64
+    """Files (of at most 50,000 steps, some 6 MB) whose episodes a round draws its history windows from."""
+    steps: int = 200
+    """Updates in a round."""
+
+    def __post_init__(self) -> None:
+        """Refuse rounds without files or updates."""
+        for name in ("files", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"rounds.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """The rounds of one training."""
+
+    config: RoundsConfig = field(default_factory=RoundsConfig)
+    file_episodes: tuple[int, ...] = ()
+    """Episodes in each of the dataset's files, in the order of the index; empty for data that is one piece."""
+
+    def number(self, step: int) -> int:
+        """Return the round of an update; data that one round can hold has a single one, without end."""
+        return step // self.config.steps if len(self.file_episodes) > self.config.files else 0
+
+    def files(self, number: int, address: Address) -> tuple[int, ...]:
+        """Return the files of a round, ascending."""
+        num_files = len(self.file_episodes)
+        per_epoch = max(1, -(-num_files // self.config.files))
+        epoch, place = divmod(number, per_epoch)
+        order = numpy_generator(*address, "files", epoch).permutation(num_files)
+        return tuple(sorted(np.array_split(order, per_epoch)[place].tolist()))
+
+    def episodes(self, number: int, address: Address, index: EpisodeIndex) -> NDArray[np.int64]:
+        """Return the episodes that the windows of a round come from, ascending."""
+        if not self.file_episodes:
+            return np.arange(len(index))
+        return np.concatenate([self.episodes_of_file(file) for file in self.files(number, address)])
+
+    def episodes_of_file(self, file: int) -> NDArray[np.int64]:
+        """Return the episodes in a file."""
+        end = sum(self.file_episodes[: file + 1])
+        return np.arange(end - self.file_episodes[file], end)
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Draws the plan of every update of one training."""
+
+    index: EpisodeIndex
+    batch_size: int
+    window_steps: int | None
+    """Steps in a window; None for whole episodes."""
+    address: Address
+    num_context: int = 0
+    """Episodes of a task context."""
+    rounds: Rounds = field(default_factory=Rounds)
+
+    def at(self, step: int) -> WindowPlan:
+        """Draw a plan: tasks uniform, then steps uniform within the task, or episodes where they are seen whole.
+
+        Within a task this is the published rule (mxu34/prompt-dt at 5f665e5, pdt_main.py `get_batch`: episode in
+        proportion to its length, start uniform); the published batch holds equally many rows of every task instead of
+        drawing tasks.
+        """
+        generator, size = numpy_generator(*self.address, step), self.batch_size
+        members, drawable = _round_index(self, self.rounds.number(step))
+        tasks_B = generator.choice(drawable.task_ids, size)
+        first_B, count_B = drawable.pool_of(tasks_B)
+        if self.window_steps is None:
+            drawn_B, starts_B = _draw(generator, first_B, count_B), np.zeros(size, np.int64)
+        else:
+            begins_N = drawable.ends - drawable.lengths
+            total_B = drawable.ends[first_B + count_B - 1] - begins_N[first_B]
+            step_B = _draw(generator, begins_N[first_B], total_B)
+            drawn_B = np.searchsorted(drawable.ends, step_B, side="right")
+            starts_B = step_B - begins_N[drawn_B]
+        first_B, count_B = self.index.pool_of(tasks_B)
+        return WindowPlan(
+            episodes=members[drawn_B],
+            starts=starts_B,
+            prompt_episodes=_draw(generator, first_B, count_B),
+            context_episodes=_draw(generator, *(np.tile(x[:, None], self.num_context) for x in (first_B, count_B))),
+            window_steps=self.window_steps or int(self.index.lengths.max()),
+        )
+
+
+def _draw(generator: np.random.Generator, first: NDArray[np.int64], count: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Draw a number from [first, first + count), element by element."""
+    drawn: NDArray[np.int64] = first + (generator.random(first.shape) * count).astype(np.int64)
+    return drawn
+
+
+@lru_cache(maxsize=8)
+def _round_index(planner: Planner, number: int) -> tuple[NDArray[np.int64], EpisodeIndex]:
+    """Return the episodes of a round and their index."""
+    members = planner.rounds.episodes(number, planner.address, planner.index)
+    return members, EpisodeIndex(planner.index.tasks[members], planner.index.lengths[members])

@@ -1,0 +1,157 @@
+"""Scoring models on validation tasks: a finished one, or the snapshots of a training beside the training itself."""
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from promptdiffuser.data.store import Dataset
+from promptdiffuser.distributed.rollouts import RolloutPool
+from promptdiffuser.evaluation.blocks import AdaptedPolicies, EvaluationBlock
+from promptdiffuser.evaluation.protocol import ProtocolConfig
+from promptdiffuser.evaluation.scores import summarise_method
+from promptdiffuser.learning.model_folders import load_backbone, load_diffuser
+from promptdiffuser.methods import get_method
+from promptdiffuser.methods.inputs import PoolBuilder, prompts_by_task
+from promptdiffuser.tasks.experts import Quality
+from promptdiffuser.tracking.store import RunLog
+
+SCORES = "scores.json"
+SCORED = ("mean", "ci_low", "ci_high", "normalised", "seconds")
+POLL_SECONDS = 1.0
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How a model is scored: by the prompts of a method, on validation tasks."""
+
+    method: str
+    dataset: Dataset
+    quality: Quality
+    protocol: ProtocolConfig
+    seed: int
+    context_transitions: int
+    backbone_folder: Path | None = None
+    """The frozen backbone, if the model is a diffuser; None if the model is the backbone."""
+
+    def score(self, model_folder: Path, pool: RolloutPool) -> dict[str, float]:
+        """Return mean return, its interval, the normalised score and the seconds of all episodes."""
+        family = self.dataset.family
+        method, tasks = get_method(self.method), family.validation_tasks
+        backbone, normaliser = load_backbone(self.backbone_folder or model_folder, family, CPU)
+        prompts = prompts_by_task(
+            method,
+            tasks,
+            PoolBuilder(
+                self.dataset, normaliser, backbone.config.prompt_length, self.context_transitions, self.quality
+            ),
+            self.protocol.few_shot,
+            self.protocol.prompts,
+            self.seed,
+            lambda task: load_diffuser(model_folder, family, CPU),
+        )
+        policies = AdaptedPolicies(backbone, normaliser, {method.name: prompts})
+        blocks = [EvaluationBlock(method.name, task, self.protocol, self.seed) for task in tasks]
+        episodes = pd.concat([result for _, result in pool.run(blocks, policies)])
+        summary = summarise_method(episodes, self.dataset.manifest.tasks, self.seed)
+        return {name: summary[name] for name in SCORED}
+
+
+@contextmanager
+def validating(folder: Path, validation: Validation, num_actors: int, run: RunLog) -> Iterator[None]:
+    """Score the snapshots below a training's folder while the body trains; the best one is kept.
+
+    Training never waits for it; leaving the body does, for the snapshots that are not scored yet. Scores are kept in
+    `folder`/snapshots/scores.json, so a resumed training does not score a step again.
+    """
+    scorer = _SnapshotScorer(folder / "snapshots", validation, num_actors, run)
+    stop, failures = threading.Event(), list[BaseException]()
+
+    def watch() -> None:
+        try:
+            while not stop.wait(POLL_SECONDS):
+                scorer.score_new()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    if failures:
+        raise failures[0]
+    scorer.finish()
+
+
+def use_best_snapshot(folder: Path) -> None:
+    """Make the snapshot with the best score the model of a finished training."""
+    best = _best(_read_scores(folder / "snapshots"))
+    temporary = folder / ".model.writing"
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(folder / "snapshots" / best, temporary)
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    temporary.rename(folder / "model")
+
+
+class _SnapshotScorer:
+    def __init__(self, snapshots: Path, validation: Validation, num_actors: int, run: RunLog) -> None:
+        self._snapshots, self._validation, self._num_actors, self._run = snapshots, validation, num_actors, run
+
+    @cached_property
+    def _pool(self) -> RolloutPool:
+        return RolloutPool(self._validation.dataset.family.name, self._num_actors)
+
+    def score_new(self) -> None:
+        """Score the snapshots that have no score yet, oldest first, and delete all but the best."""
+        scores, snapshots = _read_scores(self._snapshots), sorted(self._snapshots.glob("step-*"))
+        for snapshot in snapshots:
+            if snapshot.name not in scores:
+                scores[snapshot.name] = self._validation.score(snapshot, self._pool)
+                self._write(scores)
+                self._log(scores)
+        for snapshot in snapshots:
+            if snapshot.name != _best(scores):
+                shutil.rmtree(snapshot)
+
+    def finish(self) -> None:
+        """Score what is left and end the actors; the run gets all scores, should it have lost some."""
+        self.score_new()
+        self._log(_read_scores(self._snapshots))
+        if "_pool" in self.__dict__:
+            self._pool.close()
+
+    def _log(self, scores: dict[str, dict[str, float]]) -> None:
+        self._run.log_history(
+            [
+                {"step": int(name.removeprefix("step-"))} | {f"validation/{key}": v for key, v in score.items()}
+                for name, score in sorted(scores.items())
+            ]
+        )
+
+    def _write(self, scores: dict[str, dict[str, float]]) -> None:
+        temporary = self._snapshots / f".{SCORES}.writing"
+        temporary.write_text(json.dumps(scores, indent=1))
+        temporary.rename(self._snapshots / SCORES)
+
+
+def _read_scores(snapshots: Path) -> dict[str, Any]:
+    path = snapshots / SCORES
+    scores: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return scores
+
+
+def _best(scores: dict[str, dict[str, float]]) -> str:
+    """Return the step with the highest normalised score, the earliest of equals."""
+    return max(sorted(scores), key=lambda name: scores[name]["normalised"])
