@@ -1,18 +1,20 @@
 """Ray Data: from the Parquet files of a dataset to each Train worker's resident shard."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray.data
 import torch
 from numpy.typing import NDArray
-from ray.data.datasource import Partitioning, PartitionStyle
 from ray.train import DataConfig
 
 from promptdiffuser.data.episodes import Episodes
+from promptdiffuser.data.storage import Storage
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.data.windows import PromptPool, ResidentEpisodes, cut_pool_pieces
 from promptdiffuser.learning.trainings import Training
@@ -31,13 +33,26 @@ Rows = dict[str, NDArray[Any]]
 def read_files(
     dataset: Dataset, tasks: Collection[int], quality: Quality, blocks: int = READ_BLOCKS
 ) -> ray.data.Dataset:
-    """Return the episodes of some tasks as a Ray dataset, one row an episode, read where they are needed."""
-    return ray.data.read_parquet(
-        [dataset.storage.path(name) for name, _ in dataset.files(tasks, quality)],
-        filesystem=dataset.storage.filesystem,
-        partitioning=Partitioning(PartitionStyle.HIVE, dataset.storage.root, field_types={"task": int}),
-        override_num_blocks=blocks,
-    )
+    """Return the episodes of some tasks as a Ray dataset, one row an episode, read where they are needed.
+
+    Args:
+        dataset: The dataset.
+        tasks: The tasks wanted.
+        quality: The quality wanted.
+        blocks: Read tasks at most; each reads its files one by one, so its memory does not grow with their number.
+    """
+    # Not `read_parquet`: it lists and samples first, in tasks that wait for processes of their own, and decides alone
+    # how many files a task reads. The manifest has the list, and every file has the same columns.
+    files = [{"name": name, "task": record.task} for name, record in dataset.files(tasks, quality)]
+    names = ray.data.from_items(files, override_num_blocks=min(blocks, len(files)))
+    return names.map_batches(partial(_tables, storage=dataset.storage), batch_size=None)
+
+
+def _tables(files: Rows, storage: Storage) -> Iterator[pa.Table]:
+    for name, task in zip(files["name"], files["task"], strict=True):
+        with storage.open(name) as file:
+            table = pq.ParquetFile(file).read()
+        yield table.append_column("task", pa.array(np.full(len(table), task, np.int64)))
 
 
 def training_datasets(
