@@ -27,7 +27,7 @@ def ray_cluster() -> Iterator[None]:
     from promptdiffuser.distributed.cluster import connect
     from promptdiffuser.experiment import ClusterConfig
 
-    connect(ClusterConfig(local_cpus=4))
+    connect(ClusterConfig(local_cpus=6))
     yield
     ray.shutdown()
 

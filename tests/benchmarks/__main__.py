@@ -8,11 +8,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import collection, hot_loops, large_dataset, quickstart
+from tests.benchmarks import accelerator, collection, hot_loops, large_dataset, quickstart, training
 from tests.benchmarks.entry import Ratio, Value
 
 BENCHMARKS = {
     "quickstart": quickstart.run,
+    "training": training.run,
+    "accelerator": accelerator.run,
     "hot_loops": hot_loops.run,
     "collection": collection.run,
     "large_dataset": large_dataset.run,

@@ -8,14 +8,13 @@ import torch
 
 from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.data.normaliser import Normaliser
+from promptdiffuser.data.plans import Planner
 from promptdiffuser.data.windows import PromptPool as Pool
-from promptdiffuser.data.windows import ResidentEpisodes, Segments, cut_pool_pieces, draw_windows
+from promptdiffuser.data.windows import ResidentEpisodes, Segments, cut_pool_pieces
 from promptdiffuser.evaluation.policies import PromptedPolicy
 from promptdiffuser.evaluation.stepping import EpisodeRequest, EpisodeStepper
-from promptdiffuser.learning.backbone import BackboneLearning, BackboneLossConfig, freeze
-from promptdiffuser.learning.engine import Engine, OptimisationConfig, alone
+from promptdiffuser.learning.backbone import freeze
 from promptdiffuser.learning.model_folders import build_backbone
-from promptdiffuser.learning.precision import best_precision
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.experts import RandomPolicy
@@ -34,7 +33,7 @@ def run() -> list[Ratio]:
     normaliser = Normaliser.fit([episodes], FAMILY.return_scale)
     resident = ResidentEpisodes.build(episodes, np.arange(len(episodes)), normaliser, CPU)
     pool = Pool.build(cut_pool_pieces(episodes, 5, 16), normaliser, CPU)
-    return [_gather(episodes, resident, pool), _precision(resident, pool), _lockstep(normaliser, pool)]
+    return [_gather(episodes, resident, pool), _lockstep(normaliser, pool)]
 
 
 def _rate(work: Callable[[], object], repeats: int, per_repeat: int) -> float:
@@ -46,7 +45,7 @@ def _rate(work: Callable[[], object], repeats: int, per_repeat: int) -> float:
 
 
 def _gather(episodes: Episodes, resident: ResidentEpisodes, pool: Pool) -> Ratio:
-    plan = draw_windows(pool.index, BATCH, 0, "bench")
+    plan = Planner(pool.index, BATCH, 20, ("bench",)).at(0)
     returns_to_go = episodes.returns_to_go()
 
     def sample_by_sample() -> list[tuple[np.ndarray, ...]]:
@@ -63,17 +62,6 @@ def _gather(episodes: Episodes, resident: ResidentEpisodes, pool: Pool) -> Ratio
     ours = _rate(lambda: resident.segments(plan.episodes, plan.starts, 20), 200, BATCH)
     other = _rate(sample_by_sample, 50, BATCH)
     return Ratio("batch/gather", ours / other, ours, other, "windows/s", "window by window in Python", COMMAND)
-
-
-def _precision(resident: ResidentEpisodes, pool: Pool) -> Ratio:
-    rates = {}
-    for precision in ("auto", "fp32"):
-        model = build_backbone(BackboneConfig(dropout=0.0), FAMILY, "bench")
-        task = BackboneLearning(model, resident, pool, BackboneLossConfig(BATCH, precision), ("bench",))
-        engine = Engine(task, OptimisationConfig(steps=100), alone)
-        rates[precision] = _rate(engine.advance, 10, BATCH)
-    name = f"training/auto-is-{best_precision(CPU)}"
-    return Ratio(name, rates["auto"] / rates["fp32"], rates["auto"], rates["fp32"], "windows/s", "fp32", COMMAND)
 
 
 def _lockstep(normaliser: Normaliser, pool: Pool) -> Ratio:

@@ -1,26 +1,35 @@
-"""Ray Data and Ray Train around the engine: the same training for any number of workers, and after a worker's death."""
+"""Ray Data and Ray Train around the engine: the same training for any number of workers, and after their deaths."""
 
 import dataclasses
+import json
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NoReturn
 
 import numpy as np
 import pytest
 import ray
 import torch
+from mlflow import MlflowClient
 
 from promptdiffuser.data.few_shot import FewShotConfig
 from promptdiffuser.data.normaliser import Normaliser
+from promptdiffuser.data.plans import Rounds
 from promptdiffuser.data.store import Dataset
-from promptdiffuser.data.windows import PromptPool, ResidentEpisodes
+from promptdiffuser.data.windows import PromptPool, WindowSource
+from promptdiffuser.distributed import training as ray_training
 from promptdiffuser.distributed.datasets import EPISODES, POOL, ShardByEpisode, resident_shard, training_datasets
+from promptdiffuser.distributed.rollouts import RolloutPool
 from promptdiffuser.distributed.training import TrainJob, train_few_shot, train_on_cluster
+from promptdiffuser.distributed.validation import Validation
+from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.experiment import ClusterConfig
 from promptdiffuser.learning.backbone import BackboneLearning, BackboneLossConfig
 from promptdiffuser.learning.checkpoint import load_checkpoint
-from promptdiffuser.learning.engine import FlatParameters, OptimisationConfig, Share
+from promptdiffuser.learning.engine import NonFiniteGradientError, OptimisationConfig, Share
 from promptdiffuser.learning.trainings import BackboneTraining, make_resident, train
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.tracking.store import prepare
@@ -42,6 +51,7 @@ def training(small_dataset: Dataset) -> BackboneTraining:
         ),
         statistics=Normaliser.fit(small_dataset.parts(TASKS), 500.0).tensors(),
         dataset_digest=small_dataset.manifest.digest,
+        rounds=Rounds(file_episodes=tuple(record.episodes for _, record in small_dataset.files(TASKS))),
     )
 
 
@@ -64,12 +74,21 @@ def losses(folder: Path) -> list[float]:
 
 
 def weights_of_ray_run(
-    training: BackboneTraining, dataset: Dataset, folder: Path, workers: int
+    training: BackboneTraining,
+    dataset: Dataset,
+    folder: Path,
+    cluster: ClusterConfig,
+    validation: Validation | None = None,
 ) -> dict[str, torch.Tensor]:
     run = prepare(f"sqlite:///{folder}/mlflow.db", "test").run("test", "test", None, {})
-    job = TrainJob(training, dataset, TASKS, "expert", folder, run)
-    train_on_cluster(job, ClusterConfig(train_workers=workers))
+    train_on_cluster(TrainJob(training, dataset, TASKS, "expert", folder, run), cluster, validation)
     return load_checkpoint(folder / "model").tensors["weights"]
+
+
+def logged_steps(folder: Path, metric: str) -> list[int]:
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("test").experiment_id])
+    return [point.step for point in client.get_metric_history(run.info.run_id, metric)]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -93,15 +112,18 @@ def test_shards_hold_every_episode_once_and_pools_are_equal(
         np.testing.assert_array_equal(shard_pool.index.tasks, pool.index.tasks)
 
 
-def test_two_workers_train_what_a_plain_loop_trains(
+@pytest.mark.parametrize(("workers", "data"), [(2, "resident"), (4, "streaming")])
+def test_several_workers_train_what_a_plain_loop_trains(
     training: BackboneTraining,
     small_dataset: Dataset,
     plain_run: Path,
     plain_weights: dict[str, torch.Tensor],
     tmp_path: Path,
+    workers: int,
+    data: Literal["resident", "streaming"],
 ) -> None:
-    weights = weights_of_ray_run(training, small_dataset, tmp_path, workers=2)
-    # Sums over two workers differ in the last bit, and Adam divides tiny gradients by their own size: parameters whose
+    weights = weights_of_ray_run(training, small_dataset, tmp_path, ClusterConfig(train_workers=workers, data=data))
+    # Sums over workers differ in the last bit, and Adam divides tiny gradients by their own size: parameters whose
     # true gradient is zero, such as the keys' biases, go where rounding sends them. All others stay where they were.
     moved = torch.cat([(weights[name] - value).flatten() for name, value in plain_weights.items()])
     assert moved.norm() < 1e-2 * torch.cat([value.flatten() for value in plain_weights.values()]).norm()
@@ -109,47 +131,127 @@ def test_two_workers_train_what_a_plain_loop_trains(
     np.testing.assert_allclose(losses(tmp_path), losses(plain_run), rtol=1e-4)
 
 
-class DyingLearning(BackboneLearning):
-    """Ends its process at step 6 unless the marker says that it has died before."""
+@dataclass(frozen=True)
+class FatefulTraining(BackboneTraining):
+    """A training with something that befalls its worker processes, once each; `marks` remembers what has happened."""
 
-    marker: Path
+    marks: Path = Path()
 
-    def share(self, parameters: FlatParameters, step: int) -> Share:
-        if step == 6 and not self.marker.exists():
-            self.marker.touch()
-            os._exit(1)
-        return super().share(parameters, step)
+    def befalls(self, event: str) -> bool:
+        """Tell whether an event is still to happen, and note that it does."""
+        mark = self.marks / event
+        happens = not mark.exists()
+        mark.touch()
+        return happens
+
+    def learning_task(self, windows: WindowSource, pool: PromptPool, device: torch.device) -> BackboneLearning:
+        task = super().learning_task(windows, pool, device)
+        share = task.share
+        task.share = lambda parameters, step: self.at_update(step, share(parameters, step))
+        return task
+
+    def at_update(self, step: int, share: Share) -> Share:
+        return share
+
+
+def die() -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
 
 
 @dataclass(frozen=True)
-class DyingTraining(BackboneTraining):
-    marker: Path = Path()
+class DyingTraining(FatefulTraining):
+    """Its worker is killed between two checkpoints, while it writes one, before it reports it, and after it has."""
 
-    def learning_task(self, episodes: ResidentEpisodes, pool: PromptPool, device: torch.device) -> DyingLearning:
-        task = super().learning_task(episodes, pool, device)
-        task.__class__ = DyingLearning
-        task.marker = self.marker
-        return task
+    def at_update(self, step: int, share: Share) -> Share:
+        from promptdiffuser.learning import checkpoint
+        from promptdiffuser.tracking.store import RunLog
+
+        if step == 2 and self.befalls("between reports"):
+            die()
+        if step == 3 and self.befalls("while writing"):  # the files are there, the manifest and the name are not
+            checkpoint._sha256 = lambda path: die()
+        if step == 7 and self.befalls("before a report"):
+            log_history = RunLog.log_history
+            RunLog.log_history = lambda run, history: (log_history(run, history), die())
+        if step == 8 and self.befalls("after a report"):
+            die()
+        return share
 
 
-def test_a_killed_worker_changes_nothing_and_no_metric_is_logged_twice(
-    training: BackboneTraining, small_dataset: Dataset, plain_weights: dict[str, torch.Tensor], tmp_path: Path
+def test_killed_workers_change_nothing_and_no_metric_is_logged_twice(
+    training: BackboneTraining,
+    small_dataset: Dataset,
+    plain_weights: dict[str, torch.Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(ray_training, "WORKER_FAILURES", 4)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    fields = {field.name: getattr(training, field.name) for field in dataclasses.fields(training)}
-    dying = DyingTraining(**fields, marker=tmp_path / "died")
-    weights = weights_of_ray_run(dying, small_dataset, tmp_path, workers=1)
-    assert (tmp_path / "died").exists()
+    (tmp_path / "marks").mkdir()
+    dying = DyingTraining(**vars(training), marks=tmp_path / "marks")
+    weights = weights_of_ray_run(dying, small_dataset, tmp_path, ClusterConfig())
+    assert len(list((tmp_path / "marks").iterdir())) == 4
     for name, value in plain_weights.items():
-        torch.testing.assert_close(weights[name], value, rtol=0, atol=0)
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    experiment = client.get_experiment_by_name("test")
-    (run,) = client.search_runs([experiment.experiment_id])
-    steps = [point.step for point in client.get_metric_history(run.info.run_id, "training/loss")]
+        assert torch.equal(weights[name], value), name
+    steps = logged_steps(tmp_path, "training/loss")
     assert steps == sorted(set(steps))
     assert steps[-1] == training.optimisation.steps
+
+
+@dataclass(frozen=True)
+class InfiniteTraining(FatefulTraining):
+    """Its gradient overflows at update 5."""
+
+    def at_update(self, step: int, share: Share) -> Share:
+        if step == 5:
+            assert self.befalls("infinite"), "the training was tried again"
+            return Share(share.gradients_GP * torch.inf, share.scalars)
+        return share
+
+
+def test_a_gradient_that_is_not_finite_ends_the_training_at_once_and_names_the_batch(
+    training: BackboneTraining, small_dataset: Dataset, tmp_path: Path
+) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    infinite = InfiniteTraining(**vars(training), marks=tmp_path)
+    with pytest.raises(NonFiniteGradientError, match=r"step 5 .* address 0/pretrain/5"):
+        weights_of_ray_run(infinite, small_dataset, tmp_path, ClusterConfig())
+    assert load_checkpoint(tmp_path / "checkpoints" / "step-00000004")
+
+
+def test_snapshots_are_scored_beside_an_elastic_training_and_the_best_is_used(
+    training: BackboneTraining, small_dataset: Dataset, plain_run: Path, tmp_path: Path
+) -> None:
+    optimisation = dataclasses.replace(training.optimisation, snapshot_every=4, use="best")
+    protocol = ProtocolConfig(prompts=1, episodes_per_prompt=1, few_shot=FewShotConfig(episodes=2))
+    validation = Validation("prompt-dt", small_dataset, "expert", protocol, 0, 0)
+    weights = weights_of_ray_run(
+        dataclasses.replace(training, optimisation=optimisation),
+        small_dataset,
+        tmp_path,
+        ClusterConfig(train_workers=1, max_train_workers=2),
+        validation,
+    )
+    np.testing.assert_allclose(losses(tmp_path), losses(plain_run), rtol=1e-4)
+    scores = json.loads((tmp_path / "snapshots" / "scores.json").read_text())
+    assert list(scores) == ["step-00000004", "step-00000008", "step-00000012"]
+    best = max(scores, key=lambda step: scores[step]["normalised"])
+    assert [path.name for path in tmp_path.glob("snapshots/step-*")] == [best]
+    for name, value in load_checkpoint(tmp_path / "snapshots" / best).tensors["weights"].items():
+        assert torch.equal(weights[name], value)
+    assert logged_steps(tmp_path, "validation/mean") == [4, 8, 12]
+    # Scored again, by itself, it gets the same score.
+    pool = RolloutPool("cheetah-vel", 1)
+    assert validation.score(tmp_path / "model", pool)["mean"] == scores[best]["mean"]
+    pool.close()
+
+
+def test_workers_get_the_shares_of_cpus_and_gpus_that_they_are_told() -> None:
+    scaling = ray_training.scaling(ClusterConfig(train_workers=2, cpus_per_worker=3, gpus_per_worker=0.25))
+    assert (scaling.num_workers, scaling.use_gpu) == (2, True)
+    assert scaling.resources_per_worker == {"CPU": 3, "GPU": 0.25}
+    assert ray_training.scaling(ClusterConfig(train_workers=2, max_train_workers=8)).num_workers == (2, 8)
 
 
 def test_training_reads_the_quality_that_it_is_told(training: BackboneTraining, small_dataset: Dataset) -> None:

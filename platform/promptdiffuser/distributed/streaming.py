@@ -38,6 +38,11 @@ class WindowCutter:
     share: range
     """Episodes whose windows are this worker's."""
 
+    def __post_init__(self) -> None:
+        """Refuse files that the plans do not know of."""
+        if len(self.files) != len(self.planner.rounds.file_episodes):
+            raise ValueError("the planner's rounds must name the episodes of every file that windows are cut from")
+
     def __call__(self, stretches: Rows) -> Iterator[Rows]:
         """Yield the windows of every update of some stretches of updates, each of which lies in one round."""
         for first, last in zip(stretches["first"], stretches["last"], strict=True):
@@ -85,9 +90,8 @@ class StreamedWindows:
         """Return the rows of the plan that are this worker's, and their windows; updates are asked for in order."""
         rows = self.held(plan)
         if self._blocks is None:
-            self._blocks = self._open(step)
-            self._rows = next(self._blocks)
-        while self._remaining < len(rows):
+            self._blocks, self._rows = self._open(step), self._no_rows(plan.window_steps)
+        while len(self._rows["step"]) - self._num_taken < len(rows):
             rest, more = {k: v[self._num_taken :] for k, v in self._rows.items()}, next(self._blocks)
             self._rows, self._num_taken = {k: np.concatenate([rest[k], more[k]]) for k in more}, 0
         taken = {k: v[self._num_taken : self._num_taken + len(rows)] for k, v in self._rows.items()}
@@ -96,9 +100,18 @@ class StreamedWindows:
             raise RuntimeError(f"the stream of windows is not at update {step}, which was asked for")
         return rows, Segments(**{name: torch.tensor(values, device=self.device) for name, values in taken.items()})
 
-    @property
-    def _remaining(self) -> int:
-        return len(self._rows["step"]) - self._num_taken
+    def _no_rows(self, num_steps: int) -> Rows:
+        """Return what a worker has before the first block arrives, in the shape of what will come."""
+        state_dim, shape = len(self._cutter.normaliser.state_mean), (0, num_steps)
+        return {
+            "step": np.zeros(0, np.int64),
+            "returns_to_go": np.zeros(shape, np.float32),
+            "states": np.zeros((*shape, state_dim), np.float32),
+            "actions": np.zeros((*shape, self.action_dim), np.float32),
+            "rewards": np.zeros(shape, np.float32),
+            "timesteps": np.zeros(shape, np.int64),
+            "valid": np.zeros(shape, bool),
+        }
 
     def _open(self, first: int) -> Iterator[Rows]:
         size = self._cutter.planner.rounds.config.steps
