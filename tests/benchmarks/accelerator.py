@@ -1,7 +1,7 @@
 """Pre-training on whatever device there is: tokens a second, memory, and the share of the device's arithmetic in use.
 
-On a GPU this is the measure of a training; on a CPU the same script runs with small batches. Utilisation is against what
-one large matrix product reaches on the same device in the same number format, measured in the same run.
+On a CPU the same script runs with small batches. Utilisation is against what one large matrix product reaches on the
+same device in the same number format, measured in the same run.
 """
 
 import resource
