@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -127,6 +128,7 @@ class Workspace:
     console: Console = field(default_factory=Console)
 
     def __post_init__(self) -> None:
+        _check_writable(self.options.outputs.resolve())
         self.experiment = self.options.experiment
         self.tracker = prepare(resolve_uri(), self.experiment.name)
         self.folder = self.options.outputs.resolve() / self.experiment.name
@@ -208,6 +210,15 @@ class Workspace:
         (folder / ".stage.json.writing").rename(folder / "stage.json")
         self.console.print(f"[green]✓[/] {stage.name:<32} {seconds:6.1f} s")
         return folder
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}); name another folder by --outputs") from error
 
 
 def _status(error: type[BaseException] | None) -> Literal["FINISHED", "FAILED", "KILLED"]:

@@ -85,9 +85,33 @@ CASES = {
         "quickstart --cluster.local-cpus 1 --cluster.rollout-actors 3",
         ("needs 3 CPUs", "has 1", "--cluster.rollout-actors"),
     ),
+    "more Train workers than CPUs": Case(
+        "pretrain",
+        "quickstart --evaluation.few-shot.episodes 1 --dataset {inputs}/dataset --cluster.train-workers 9",
+        ("needs 10 CPUs", "has 4", "--cluster.train-workers"),
+    ),
+    "no CPUs left to score snapshots": Case(
+        "pretrain",
+        "quickstart --evaluation.few-shot.episodes 1 --dataset {inputs}/dataset"
+        " --pretraining.optimisation.snapshot-every 10",
+        ("needs 5 CPUs", "has 4", "snapshots"),
+    ),
+    "GPU where there is none": Case(
+        "pretrain",
+        "quickstart --evaluation.few-shot.episodes 1 --dataset {inputs}/dataset --cluster.gpus-per-worker 64",
+        ("128 GPUs", "--cluster.gpus-per-worker"),
+    ),
+    "outputs that cannot be written": Case(
+        "pretrain", "quickstart --outputs {inputs}/mlflow.db/below", ("mlflow.db/below", "--outputs")
+    ),
 }
-STARTS_RAY = "too few CPUs"
-"""How many CPUs a cluster has is only known once it runs; the stage's folder is made by then."""
+REFUSED_BY_THE_CLUSTER = {
+    "too few CPUs",
+    "more Train workers than CPUs",
+    "no CPUs left to score snapshots",
+    "GPU where there is none",
+}
+"""What a cluster has is only known where it is joined; the stage's folder is made by then."""
 
 
 @dataclass(frozen=True)
@@ -169,14 +193,16 @@ def test_bad_input_is_refused_by_name(name: str, outcomes: dict[str, Future[Outc
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("name", [name for name in CASES if name != STARTS_RAY])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in REFUSED_BY_THE_CLUSTER])
 def test_refused_job_has_started_no_stage(name: str, outcomes: dict[str, Future[Outcome]]) -> None:
     assert stage_folders(outcomes[name].result()) == []
 
 
 @pytest.mark.ray
-def test_job_without_enough_cpus_has_collected_nothing(outcomes: dict[str, Future[Outcome]]) -> None:
-    assert not list(outcomes[STARTS_RAY].result().folder.rglob("*.parquet"))
+@pytest.mark.parametrize("name", sorted(REFUSED_BY_THE_CLUSTER))
+def test_job_without_enough_resources_has_made_nothing(name: str, outcomes: dict[str, Future[Outcome]]) -> None:
+    folder = outcomes[name].result().folder
+    assert not [*folder.rglob("*.parquet"), *folder.rglob("*.safetensors")]
 
 
 @pytest.mark.ray

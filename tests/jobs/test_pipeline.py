@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def test_mlflow_has_one_parent_and_a_child_a_stage(tiny_run: Path) -> None:
     children = {r.info.run_name: r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
     assert children.keys() == STAGES
     assert children["pretrain"].inputs.dataset_inputs[0].dataset.digest
-    steps = [p.step for p in client.get_metric_history(children["pretrain"].info.run_id, "training/loss")]
+    steps = logged_steps(tiny_run)
     assert steps == sorted(set(steps))
     assert steps[-1] == 60
     few_shot = [run for run in runs if run.data.tags["promptdiffuser.stage"] == "few-shot-task"]
@@ -57,18 +58,40 @@ def test_a_second_run_recognises_every_stage(tiny_run: Path) -> None:
     assert tiny.results(tiny_run) == before
 
 
-def test_ctrl_c_loses_nothing(tiny_run: Path, tmp_path: Path) -> None:
-    for stage in ("pretrain", "evaluate"):
-        process = tiny.start_pipeline(tmp_path, tiny.WITHOUT_DIFFUSER)
-        deadline = time.monotonic() + 200
-        while not list(tmp_path.glob(f"quickstart/{stage}-*")):
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        time.sleep(2)  # into the stage's work, which takes several seconds
-        os.killpg(process.pid, signal.SIGINT)
-        output, _ = process.communicate(timeout=100)
-        assert process.returncode == 130, output
-        assert not (tmp_path / "quickstart" / "summary.json").exists()
+def test_a_killed_driver_and_ctrl_c_lose_nothing(tiny_run: Path, tmp_path: Path) -> None:
+    process = tiny.start_pipeline(tmp_path, tiny.WITHOUT_DIFFUSER)
+    wait_for(process, tmp_path, "quickstart/pretrain-*/checkpoints/step-*")
+    process.kill()  # the driver alone; what it started goes with it
+    process.communicate()
+    assert not list(tmp_path.glob("quickstart/pretrain-*/stage.json"))
+
+    process = tiny.start_pipeline(tmp_path, tiny.WITHOUT_DIFFUSER)
+    wait_for(process, tmp_path, "quickstart/evaluate-*")
+    time.sleep(2)  # into the stage's work, which takes several seconds
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 130, output
+    assert not (tmp_path / "quickstart" / "summary.json").exists()
+
     assert tiny.run_pipeline(tmp_path, tiny.WITHOUT_DIFFUSER).count("done before") == 2
     assert tiny.results(tmp_path)["prompt-dt"] == tiny.results(tiny_run)["prompt-dt"]
+    broken, unbroken = (next(folder.glob("quickstart/pretrain-*")) for folder in (tmp_path, tiny_run))
+    assert (broken / "model/weights.safetensors").read_bytes() == (unbroken / "model/weights.safetensors").read_bytes()
+    assert logged_steps(tmp_path) == logged_steps(tiny_run)
+
+
+def wait_for(process: subprocess.Popen[str], folder: Path, pattern: str) -> None:
+    deadline = time.monotonic() + 200
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def logged_steps(folder: Path) -> list[int]:
+    """Return the steps of pre-training's loss in MLflow, as they were logged."""
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    (run,) = client.search_runs(
+        [client.get_experiment_by_name("quickstart").experiment_id], "tags.`promptdiffuser.stage` = 'pretrain'"
+    )
+    return [point.step for point in client.get_metric_history(run.info.run_id, "training/loss")]

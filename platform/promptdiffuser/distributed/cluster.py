@@ -2,9 +2,11 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import ray
+import torch
 
 from promptdiffuser.errors import UserError
 from promptdiffuser.experiment import ClusterConfig
@@ -26,12 +28,13 @@ def connect(cluster: ClusterConfig, trials: int = 0, validates: bool = False) ->
         UserError: The named cluster does not answer, or the experiment needs more CPUs or GPUs than there are.
     """
     if ray.is_initialized():
-        _require_resources(cluster, trials, validates)
+        _require(cluster, trials, validates, ray.cluster_resources())
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        _require_cpus(cluster, trials, validates, cluster.local_cpus)
+        local = {"CPU": float(cluster.local_cpus), "GPU": float(torch.cuda.device_count())}
+        _require(cluster, trials, validates, local)
         ray.init(
             "local",  # never an unrelated cluster that happens to run on this machine
             num_cpus=cluster.local_cpus,
@@ -39,34 +42,28 @@ def connect(cluster: ClusterConfig, trials: int = 0, validates: bool = False) ->
             object_store_memory=LOCAL_OBJECT_STORE_BYTES,
             **quiet,
         )
-        _require_resources(cluster, trials, validates)
         return
     try:
         ray.init(address, **quiet)
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address}; start one or unset it") from error
-    _require_resources(cluster, trials, validates)
+    _require(cluster, trials, validates, ray.cluster_resources())
 
 
-def _require_resources(cluster: ClusterConfig, trials: int, validates: bool) -> None:
-    resources = ray.cluster_resources()
-    _require_cpus(cluster, trials, validates, int(resources.get("CPU", 0)))
-    wanted, available = cluster.train_workers * cluster.gpus_per_worker, resources.get("GPU", 0.0)
-    if wanted > available:
-        raise UserError(
-            f"the experiment asks for {wanted:g} GPUs, the Ray cluster has {available:g}; lower "
-            "--cluster.train-workers or --cluster.gpus-per-worker (0 trains on CPUs)"
-        )
-
-
-def _require_cpus(cluster: ClusterConfig, trials: int, validates: bool, available: int) -> None:
-    rollouts = cluster.rollout_actors + trials
+def _require(cluster: ClusterConfig, trials: int, validates: bool, available: Mapping[str, float]) -> None:
     training = cluster.train_workers * cluster.cpus_per_worker + CPUS_FOR_DATA
-    if validates:
-        training += cluster.rollout_actors
-    if available < max(training, rollouts):
+    rollouts = cluster.rollout_actors + trials
+    needed, has = max(training + cluster.rollout_actors * validates, rollouts), int(available.get("CPU", 0))
+    if has < needed:
+        beside = ", with the actors beside the workers to score snapshots" if validates else ""
         raise UserError(
-            f"the experiment needs {max(training, rollouts)} CPUs ({training} to train, {rollouts} to roll out), the "
-            f"Ray cluster has {available}; lower --cluster.train-workers or --cluster.rollout-actors, or raise "
+            f"the experiment needs {needed} CPUs ({training} to train, {rollouts} to roll out{beside}), "
+            f"the Ray cluster has {has}; lower --cluster.train-workers or --cluster.rollout-actors, or raise "
             "--cluster.local-cpus (logical CPUs may exceed the cores)"
+        )
+    gpus, has_gpus = cluster.train_workers * cluster.gpus_per_worker, available.get("GPU", 0.0)
+    if has_gpus < gpus:
+        raise UserError(
+            f"the experiment asks for {gpus:g} GPUs, the Ray cluster has {has_gpus:g}; lower "
+            "--cluster.train-workers or --cluster.gpus-per-worker (0 trains on CPUs)"
         )
