@@ -1,8 +1,11 @@
 """Pre-training of the backbone at the public size: batches, number formats, the straightforward way, and Ray."""
 
+import itertools
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -20,7 +23,6 @@ from promptdiffuser.experiment import ClusterConfig
 from promptdiffuser.learning.backbone import BackboneLossConfig
 from promptdiffuser.learning.checkpoint import newest_valid_checkpoint
 from promptdiffuser.learning.engine import Engine, OptimisationConfig, alone
-from promptdiffuser.learning.precision import Precision, best_precision
 from promptdiffuser.learning.trainings import BackboneTraining, History, make_resident, train
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.tasks import get_family
@@ -34,8 +36,13 @@ FAMILY = get_family("cheetah-vel")
 CPU = torch.device("cpu")
 BATCH = 256
 THREADS = 2
+WARM_UP, ROUNDS = 3, 12
 STEPS, CHECKPOINT_EVERY = 120, 40
 """Of the trainings with and without Ray, at the quickstart's batch of 64."""
+
+_advance: Callable[[], object]
+_build_batch: Callable[[], None]
+"""Of this process, made by `_prepare`."""
 
 
 def run() -> list[Value | Ratio]:
@@ -68,60 +75,68 @@ def _training(dataset: Dataset) -> BackboneTraining:
 
 
 def _updates(training: BackboneTraining, dataset: Dataset) -> list[Ratio | Value]:
-    """Compare single updates, taken in turn so that a busy machine slows all of them alike."""
-    resident, pool = make_resident(training, dataset.read(FAMILY.train_tasks, "random"), CPU)
-    planner = training.planner(pool.index)
+    """Compare single updates, taken in turn so that a busy machine slows all of them alike.
 
-    def engine(precision: Precision) -> Engine:
-        task = replace(training, loss=BackboneLossConfig(BATCH, precision)).learning_task(resident, pool, CPU)
-        return Engine(task, training.optimisation, alone)
-
-    def batch() -> None:
-        plan = planner.at(0)
-        resident.windows(0, plan)
-        pool.prompts_at(plan.prompt_episodes)
-
-    model = StraightforwardBackbone(training.backbone, FAMILY.observation_dim, FAMILY.action_dim, FAMILY.horizon)
-    works: dict[str, Callable[[], object]] = {
-        "ours": engine("bf16").advance,
-        "straightforward": StraightforwardTraining(model, resident, pool, planner).advance,
-        "fp32": engine("fp32").advance,
-        "batch": batch,
+    Each kind of update has a process of its own: what one does to the memory allocator must not help another.
+    """
+    kinds = ("eager", "compiled", "fp32", "straightforward")
+    processes = {
+        kind: ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _prepare, (kind, training, dataset))
+        for kind in kinds
     }
-    seconds = _seconds_in_turn(works, rounds=12)
-    rates = {name: BATCH / value for name, value in seconds.items()}
+    taken: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for number in range(WARM_UP + ROUNDS):
+        for kind, process in processes.items():
+            seconds, batch_seconds = process.submit(_timed_update).result()
+            if number >= WARM_UP:
+                taken[kind].append(seconds)
+                if kind == "eager":
+                    taken.setdefault("batch", []).append(batch_seconds)
+    for process in processes.values():
+        process.shutdown()
+    rates = {kind: BATCH / median(seconds) for kind, seconds in taken.items()}
+
+    def ratio(name: str, ours: str, other: str, other_is: str) -> Ratio:
+        return Ratio(name, rates[ours] / rates[other], rates[ours], rates[other], "windows/s", other_is, COMMAND)
+
     return [
-        Ratio(
-            "train.over_straightforward",
-            rates["ours"] / rates["straightforward"],
-            rates["ours"],
-            rates["straightforward"],
-            "windows/s",
-            f"the straightforward way, both in bf16 ({best_precision(CPU)} is what auto takes here)",
-            COMMAND,
-        ),
-        Ratio(
-            "train.bf16_over_fp32",
-            rates["ours"] / rates["fp32"],
-            rates["ours"],
-            rates["fp32"],
-            "windows/s",
-            "fp32",
-            COMMAND,
-        ),
-        Value("train.batch_share", seconds["batch"] / seconds["ours"], "of an update in bf16", COMMAND),
+        ratio("train.over_straightforward", "compiled", "straightforward", "straightforward (ours compiled)"),
+        ratio("train.eager_over_straightforward", "eager", "straightforward", "straightforward"),
+        ratio("train.bf16_over_fp32", "eager", "fp32", "fp32"),
+        Value("train.batch_share", rates["eager"] / rates["batch"], "of an update", COMMAND),
     ]
 
 
-def _seconds_in_turn(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    taken: dict[str, list[float]] = {name: [] for name in works}
-    for number in range(rounds + 2):
-        for name, work in works.items():
-            started = time.perf_counter()
-            work()
-            if number >= 2:  # the first ones warm up
-                taken[name].append(time.perf_counter() - started)
-    return {name: median(seconds) for name, seconds in taken.items()}
+def _prepare(kind: str, training: BackboneTraining, dataset: Dataset) -> None:
+    """Make what this process updates, and what it does to build a batch alone."""
+    global _advance, _build_batch
+    torch.set_num_threads(THREADS)
+    resident, pool = make_resident(training, dataset.read(FAMILY.train_tasks, "random"), CPU)
+    planner, steps = training.planner(pool.index), itertools.count()
+    if kind == "straightforward":
+        model = StraightforwardBackbone(training.backbone, FAMILY.observation_dim, FAMILY.action_dim, FAMILY.horizon)
+        _advance = StraightforwardTraining(model, resident, pool, planner).advance
+    else:
+        loss = BackboneLossConfig(BATCH, "fp32" if kind == "fp32" else "bf16", compile=kind == "compiled")
+        task = replace(training, loss=loss).learning_task(resident, pool, CPU)
+        _advance = Engine(task, training.optimisation, alone).advance
+
+    def build_batch() -> None:
+        step = next(steps)
+        plan = planner.at(step)
+        resident.windows(step, plan)
+        pool.prompts_at(plan.prompt_episodes)
+
+    _build_batch = build_batch
+
+
+def _timed_update() -> tuple[float, float]:
+    """Return the seconds of an update and of building a batch."""
+    started = time.perf_counter()
+    _advance()
+    updated = time.perf_counter()
+    _build_batch()
+    return updated - started, time.perf_counter() - updated
 
 
 def _with_and_without_ray(training: BackboneTraining, dataset: Dataset, folder: Path) -> list[Ratio | Value]:

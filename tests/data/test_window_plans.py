@@ -121,6 +121,11 @@ def test_data_that_one_round_holds_is_drawn_from_as_a_whole_at_every_step(file_e
         assert fields_equal(without.at(step), default.at(step))
 
 
+def test_rounds_of_other_data_are_refused() -> None:
+    with pytest.raises(ValueError, match="hold 9 episodes, the index has 8"):
+        Planner(INDEX, 4, 5, (0,), rounds=Rounds(file_episodes=(3, 3, 3)))
+
+
 @pytest.mark.parametrize("values", [{"files": 0}, {"steps": 0}])
 def test_impossible_rounds_are_refused_by_name(values: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=rf"rounds\.{next(iter(values))}"):

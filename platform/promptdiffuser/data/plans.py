@@ -145,6 +145,11 @@ class Planner:
     """Episodes of a task context."""
     rounds: Rounds = field(default_factory=Rounds)
 
+    def __post_init__(self) -> None:
+        """Refuse rounds of other data than the index describes."""
+        if self.rounds.file_episodes and (in_files := sum(self.rounds.file_episodes)) != len(self.index):
+            raise ValueError(f"the files of the rounds hold {in_files} episodes, the index has {len(self.index)}")
+
     def at(self, step: int) -> WindowPlan:
         """Draw a plan: tasks uniform, then steps uniform within the task, or episodes where they are seen whole.
 

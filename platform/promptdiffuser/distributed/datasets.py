@@ -41,8 +41,8 @@ def read_files(
         quality: The quality wanted.
         blocks: Read tasks at most; each reads its files one by one, so its memory does not grow with their number.
     """
-    # Not `read_parquet`: it lists and samples first, in tasks that wait for processes of their own, and decides alone
-    # how many files a task reads. The manifest has the list, and every file has the same columns.
+    # Not `read_parquet`: it lists the files in a stage of its own first, which takes many times as long as reading
+    # them, and decides alone how many files a task reads. The manifest has the list, and all files have equal columns.
     files = [{"name": name, "task": record.task} for name, record in dataset.files(tasks, quality)]
     names = ray.data.from_items(files, override_num_blocks=min(blocks, len(files)))
     return names.map_batches(partial(_tables, storage=dataset.storage), batch_size=None)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from promptdiffuser.errors import UserError
+from promptdiffuser.learning.allocator import keep_freed_memory
 from promptdiffuser.learning.checkpoint import Checkpoint
 from promptdiffuser.seeding import seed_at
 
@@ -144,6 +145,8 @@ class Engine:
         self.parameters = FlatParameters(task.model)
         self.average = self.parameters.vector.clone()
         self.step = 0
+        if self.average.device.type == "cpu":
+            keep_freed_memory()
         self._updated = nn.Parameter(self.parameters.vector)
         self._optimizer = torch.optim.AdamW(
             [self._updated], lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
