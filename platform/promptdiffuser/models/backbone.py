@@ -86,17 +86,14 @@ class StepEmbedding(nn.Module):
 
     def forward(self, steps: Segments) -> Tensor:
         """Return tokens (B, 3 K, D)."""
-        time_BKD = self.timestep(steps.timesteps)
         returns_BK = steps.returns_to_go if self.sees_returns else torch.zeros_like(steps.returns_to_go)
         tokens_BK3D = torch.stack(
-            [
-                self.return_to_go(returns_BK[..., None]) + time_BKD,
-                self.state(steps.states) + time_BKD,
-                self.action(steps.actions) + time_BKD,
-            ],
-            dim=2,
+            [self.return_to_go(returns_BK[..., None]), self.state(steps.states), self.action(steps.actions)], dim=2
         )
-        return tokens_BK3D.flatten(1, 2)
+        # In the number format of the products, as all that comes after, or every sum and norm moves twice the bytes.
+        time_BK1D = self.timestep(steps.timesteps)[:, :, None].to(tokens_BK3D.dtype)
+        timed_BLD: Tensor = (tokens_BK3D + time_BK1D).flatten(1, 2)
+        return timed_BLD
 
 
 class Block(nn.Module):
@@ -116,14 +113,14 @@ class Block(nn.Module):
     def forward(self, x_BLD: Tensor, keep: slice, attend: Attention) -> Tensor:
         """Return the tokens at the positions `keep`, each after attending to the tokens that `attend` shows it."""
         normal_BLD = self.attention_norm(x_BLD)
-        weights, biases = self.attention_in.weight, self.attention_in.bias
-        width = x_BLD.shape[-1]
-        query_BQD = F.linear(normal_BLD[:, keep], weights[:width], biases[:width])
-        key_BLD, value_BLD = F.linear(normal_BLD, weights[width:], biases[width:]).chunk(2, dim=-1)
-        mixed = attend(*(x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query_BQD, key_BLD, value_BLD)))
+        inputs = (normal_BLD[:, keep], normal_BLD, normal_BLD)
+        weights, biases = self.attention_in.weight.chunk(3), self.attention_in.bias.chunk(3)
+        queries_keys_values = (F.linear(*of_one) for of_one in zip(inputs, weights, biases, strict=True))
+        mixed = attend(*(x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in queries_keys_values))
         kept_BQD = x_BLD[:, keep] + self.dropout(self.attention_out(mixed.transpose(1, 2).flatten(2)))
-        hidden_BQE = F.relu(self.mlp_in(self.mlp_norm(kept_BQD)))
-        output_BQD: Tensor = kept_BQD + self.dropout(self.mlp_out(hidden_BQE))
+        # Flat, because autograd copies what is changed in place in a view, as the output of a layer on three axes is.
+        hidden_NE = F.relu(self.mlp_in(self.mlp_norm(kept_BQD).flatten(0, 1)), inplace=True)
+        output_BQD: Tensor = kept_BQD + self.dropout(self.mlp_out(hidden_NE)).view_as(kept_BQD)
         return output_BQD
 
 
@@ -160,16 +157,6 @@ class PromptDT(nn.Module):
         tokens_BPD: Tensor = self.embed_prompt(prompt if self.config.sees_prompt else prompt.first(0))
         return tokens_BPD
 
-    def normalise(self, tokens_BLD: Tensor) -> Tensor:
-        """Return tokens as the blocks take them.
-
-        They have the number format of the matrix products, so that the sums and norms between these move half the bytes
-        in bf16.
-        """
-        normal_BLD: Tensor = self.embedding_norm(tokens_BLD)
-        device = normal_BLD.device.type
-        return normal_BLD.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else normal_BLD
-
     def read_actions(self, hidden_BQD: Tensor) -> Tensor:
         """Return the actions (B, Q, A) that state tokens decide on."""
         return torch.tanh(self.action_head(self.final_norm(hidden_BQD)))
@@ -178,7 +165,7 @@ class PromptDT(nn.Module):
         # The last action token comes after every token that is read, so it is left out; the last is then a state token.
         tokens_BLD = torch.cat([prompt_BPD, self.embed_history(history)[:, :-1]], dim=1)
         to_all, to_states = self._attentions(prompt_BPD.shape[1], tokens_BLD, states)
-        hidden_BLD = self.dropout(self.normalise(tokens_BLD))
+        hidden_BLD = self.dropout(self.embedding_norm(tokens_BLD))
         for block in self.blocks[:-1]:
             hidden_BLD = block(hidden_BLD, slice(None), to_all)
         # Actions are read at state tokens only, so the last block computes no others.

@@ -34,7 +34,7 @@ class StepDecoder:
             self._keys_and_values.append((key, value))
             return causal(query, key, value)
 
-        hidden_BPD = backbone.normalise(tokens_BPD)
+        hidden_BPD = backbone.embedding_norm(tokens_BPD)
         for block in backbone.blocks:
             hidden_BPD = block(hidden_BPD, slice(None), remembering)
 
@@ -47,7 +47,7 @@ class StepDecoder:
         is_first = self._num_tokens == 0
         # Of the step before, only the action is new; of the step being decided, the return-to-go and the state.
         tokens_BQD = self._backbone.embed_history(steps)[:, 0 if is_first else 2 : -1]
-        hidden_BQD = self._backbone.normalise(tokens_BQD)
+        hidden_BQD = self._backbone.embedding_norm(tokens_BQD)
         for layer, block in enumerate(self._backbone.blocks):
             hidden_BQD = block(hidden_BQD, slice(None), self._attention(layer))
         self._num_tokens = min(self._num_tokens + tokens_BQD.shape[1], self._band - 1)
