@@ -133,7 +133,9 @@ def training_of(workspace: Workspace, method: Method, stage: str, optimisation: 
 def settings_of(training: DiffuserTraining) -> dict[str, object]:
     """Name the models a training starts from by their content, so that a moved folder is the same input."""
     settings = dataclasses.asdict(training) | {
-        "backbone_folder": (training.backbone_folder / "manifest.json").read_text()
+        "backbone_folder": (training.backbone_folder / "manifest.json").read_text(),
+        # Which episodes lie in which file is part of the dataset's digest.
+        "rounds": dataclasses.asdict(training.rounds.config),
     }
     if training.start_from is not None:
         settings["start_from"] = (training.start_from / "manifest.json").read_text()

@@ -131,6 +131,7 @@ def test_only_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
     for number in (9, 10, 100):
         save(tmp_path / f"step-{number:08d}", number)
     save(tmp_path / "model")
+    (tmp_path / ".step-00000011.writing-123").mkdir()  # of a process that was killed
     keep_last_checkpoints(tmp_path, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "step-00000010", "step-00000100"]
 

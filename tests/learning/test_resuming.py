@@ -90,12 +90,30 @@ def test_resumed_training_equals_an_unbroken_one(
         assert_equal_bits(tmp_path / "unbroken" / name, tmp_path / "broken" / name)
 
 
-def test_training_steps_back_from_a_broken_checkpoint(training: Training, episodes: Episodes, tmp_path: Path) -> None:
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_byte, Path.unlink])
+def test_training_steps_back_from_a_broken_checkpoint(
+    training: Training,
+    episodes: Episodes,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[Path], None],
+) -> None:
     run(training, episodes, tmp_path / "unbroken")
     with pytest.raises(InterruptedAtStepError):
         run(training, episodes, tmp_path / "broken", interrupt_at(4))
-    (tmp_path / "broken" / "checkpoints" / "step-00000004" / "engine.safetensors").write_bytes(b"")
+    damage(tmp_path / "broken" / "checkpoints" / "step-00000004" / "engine.safetensors")
     run(training, episodes, tmp_path / "broken")
+    assert "step-00000004/engine.safetensors" in caplog.text
     assert_equal_bits(tmp_path / "unbroken" / "model", tmp_path / "broken" / "model")
 
 

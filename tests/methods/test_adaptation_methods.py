@@ -46,7 +46,7 @@ def inputs_of(method: Method, **changes: Any) -> AdaptationInputs:
     inputs = AdaptationInputs(
         task=TASK,
         few_shot=OF_TASK,
-        training=TRAINING,
+        training_pool=lambda: TRAINING,
         diffuser=untrained_diffuser(method) if method.trains_diffuser else None,
         num_prompts=NUM_PROMPTS,
         seed=0,
@@ -218,4 +218,4 @@ def test_methods_are_given_the_few_shot_set_and_the_training_tasks_alone(
         assert inputs.task == task
         torch.testing.assert_close(inputs.few_shot.prompts.states, states)
         assert inputs.few_shot.index.tasks.tolist() == [task] * 2
-        assert set(inputs.training.index.tasks.tolist()) == set(FAMILY.train_tasks)
+        assert set(inputs.training_pool().index.tasks.tolist()) == set(FAMILY.train_tasks)

@@ -82,8 +82,8 @@ def newest_valid_checkpoint(parent: Path, device: torch.device | None = None) ->
 
 
 def keep_last_checkpoints(parent: Path, count: int) -> None:
-    """Delete all but the newest `count` checkpoints."""
-    for folder in sorted(parent.glob("step-*"), reverse=True)[count:]:
+    """Delete all but the newest `count` checkpoints, and what interrupted saves of the only writer left behind."""
+    for folder in [*sorted(parent.glob("step-*"), reverse=True)[count:], *parent.glob(".step-*.writing-*")]:
         shutil.rmtree(folder, ignore_errors=True)
 
 

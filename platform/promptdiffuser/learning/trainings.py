@@ -219,8 +219,8 @@ def train(
     """Train to the end, resuming from the newest valid checkpoint below `folder`, and write `folder`/model.
 
     Every worker calls this; the writer alone writes checkpoints, snapshots, `progress.json` and the model.
-    `on_checkpoint` gets the whole history of metrics (keys `step` and `training/...`) at every checkpoint, on every
-    worker.
+    `on_checkpoint` gets the whole history of metrics (keys `step`, `training/...` and `time/...`) at every checkpoint,
+    on every worker.
     """
     config, checkpoints = training.optimisation, folder / "checkpoints"
     engine, history = Engine(task, config, sum_over_workers), History()

@@ -14,8 +14,8 @@ class AdaptationInputs:
     task: int
     few_shot: PromptPool
     """Prompts and transitions of the target task's few-shot episodes."""
-    training: PromptPool
-    """The same of all training tasks."""
+    training_pool: Callable[[], PromptPool]
+    """Returns the same of all training tasks; read when it is asked for, as few methods need it."""
     diffuser: Diffuser | None
     """The method's diffuser after its few-shot stage on this task, for methods that have one."""
     num_prompts: int

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -49,13 +50,13 @@ def prompts_by_task(
     diffuser_of: Callable[[int], Diffuser],
 ) -> dict[int, Segments]:
     """Let a method make its prompts for every target task; `diffuser_of` is asked only if the method has a diffuser."""
-    training = builder.training_pool()
+    training_pool = cache(builder.training_pool)
     return {
         task: method.make_prompts(
             AdaptationInputs(
                 task=task,
                 few_shot=builder.few_shot_pool([task], few_shot),
-                training=training,
+                training_pool=training_pool,
                 diffuser=diffuser_of(task) if method.trains_diffuser else None,
                 num_prompts=num_prompts,
                 seed=seed,

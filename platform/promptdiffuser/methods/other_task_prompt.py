@@ -8,7 +8,8 @@ from promptdiffuser.seeding import numpy_generator
 def make_prompts(inputs: AdaptationInputs) -> Segments:
     """Return prompts of uniformly drawn training episodes."""
     generator = numpy_generator(inputs.seed, "other-task-prompt", inputs.task)
-    return inputs.training.prompts_at(generator.integers(0, len(inputs.training.prompts), inputs.num_prompts))
+    training = inputs.training_pool()
+    return training.prompts_at(generator.integers(0, len(training.prompts), inputs.num_prompts))
 
 
 METHOD = Method("other-task-prompt", make_prompts)

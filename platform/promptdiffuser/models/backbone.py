@@ -128,7 +128,7 @@ class PromptDT(nn.Module):
     """The backbone: history and prompt in, actions out."""
 
     def __init__(self, config: BackboneConfig, state_dim: int, action_dim: int, horizon: int) -> None:
-        """Build the network with GPT-2's initialisation (normal, deviation 0.02, zero biases)."""
+        """Build the network; blocks and head start as GPT-2's (normal, deviation 0.02, zero biases)."""
         super().__init__()
         self.config = config
         self.embed_history = StepEmbedding(state_dim, action_dim, config, horizon)
