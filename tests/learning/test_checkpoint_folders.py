@@ -16,21 +16,12 @@ from promptdiffuser.learning.checkpoint import (
     newest_valid_checkpoint,
     save_checkpoint,
 )
+from tests.learning.damage import flip_a_byte, truncate
 
 
 def save(folder: Path, number: int = 0) -> Path:
     tensors = {"engine": {"vector": torch.arange(100.0) + number, "flags": torch.tensor([True, False])}}
     return save_checkpoint(folder, tensors, {"progress": {"step": number, "history": [{"loss": 0.5}]}})
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-10])
-
-
-def flip_a_byte(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 def empty(path: Path) -> None:

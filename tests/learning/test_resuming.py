@@ -17,6 +17,7 @@ from promptdiffuser.learning.trainings import (
     make_resident,
     train,
 )
+from tests.learning.damage import flip_a_byte, truncate
 
 
 class InterruptedAtStepError(Exception):
@@ -88,16 +89,6 @@ def test_resumed_training_equals_an_unbroken_one(
     for step in (4, 6):
         name = f"checkpoints/step-{step:08d}"
         assert_equal_bits(tmp_path / "unbroken" / name, tmp_path / "broken" / name)
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-10])
-
-
-def flip_a_byte(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_byte, Path.unlink])

@@ -4,7 +4,6 @@ Trials are plain Tune functions without Ray Train inside: a trial is one short t
 Train would cost as long as the training. A trial's result is a file, so a sweep that is run again runs missing points.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from promptdiffuser.distributed.rollouts import RolloutPool
 from promptdiffuser.distributed.training import TrainJob
 from promptdiffuser.distributed.validation import Validation
+from promptdiffuser.learning.checkpoint import write_json
 from promptdiffuser.learning.trainings import make_resident, train
 
 RESULT = "result.json"
@@ -69,7 +69,5 @@ def score_trial(trial: Trial, pool: RolloutPool) -> dict[str, Any]:
     scores = trial.validation.score(job.folder / "model", pool)
     job.run.log_metrics({f"validation/{key}": value for key, value in scores.items()})
     job.run.finish()
-    temporary = trial.result_file.with_suffix(".writing")
-    temporary.write_text(json.dumps(trial.point | scores))
-    temporary.rename(trial.result_file)
+    write_json(trial.result_file, trial.point | scores)
     return scores

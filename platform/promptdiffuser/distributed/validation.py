@@ -18,6 +18,7 @@ from promptdiffuser.distributed.rollouts import RolloutPool
 from promptdiffuser.evaluation.blocks import AdaptedPolicies, EvaluationBlock
 from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.evaluation.scores import summarise_method
+from promptdiffuser.learning.checkpoint import write_json
 from promptdiffuser.learning.model_folders import load_backbone, load_diffuser
 from promptdiffuser.methods import get_method
 from promptdiffuser.methods.inputs import PoolBuilder, prompts_by_task
@@ -119,7 +120,7 @@ class _SnapshotScorer:
         for snapshot in snapshots:
             if snapshot.name not in scores:
                 scores[snapshot.name] = self._validation.score(snapshot, self._pool)
-                self._write(scores)
+                write_json(self._snapshots / SCORES, scores)
                 self._log(scores)
         for snapshot in snapshots:
             if snapshot.name != _best(scores):
@@ -139,11 +140,6 @@ class _SnapshotScorer:
                 for name, score in sorted(scores.items())
             ]
         )
-
-    def _write(self, scores: dict[str, dict[str, float]]) -> None:
-        temporary = self._snapshots / f".{SCORES}.writing"
-        temporary.write_text(json.dumps(scores, indent=1))
-        temporary.rename(self._snapshots / SCORES)
 
 
 def _read_scores(snapshots: Path) -> dict[str, Any]:

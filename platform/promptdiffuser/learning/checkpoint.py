@@ -87,6 +87,14 @@ def keep_last_checkpoints(parent: Path, count: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def write_json(path: Path, document: Any) -> None:
+    """Write a JSON file of which readers see all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(json.dumps(document, indent=1) + "\n")
+    temporary.rename(path)
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,7 +3,6 @@
 A training is data: it travels to Ray Train workers and few-shot tasks, or to a plain loop on a bare machine.
 """
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -20,7 +19,12 @@ from promptdiffuser.data.windows import PromptPool, ResidentEpisodes, WindowSour
 from promptdiffuser.diffusion.process import DiffusionConfig
 from promptdiffuser.diffusion.prompt_space import PromptSpace
 from promptdiffuser.learning.backbone import BackboneLearning, BackboneLossConfig
-from promptdiffuser.learning.checkpoint import keep_last_checkpoints, newest_valid_checkpoint, save_checkpoint
+from promptdiffuser.learning.checkpoint import (
+    keep_last_checkpoints,
+    newest_valid_checkpoint,
+    save_checkpoint,
+    write_json,
+)
 from promptdiffuser.learning.diffuser import DiffuserLearning, GuidanceConfig
 from promptdiffuser.learning.engine import Engine, LearningTask, OptimisationConfig, alone
 from promptdiffuser.learning.model_folders import (
@@ -266,15 +270,12 @@ def snapshot_folder(folder: Path, step: int) -> Path:
 
 def write_progress(folder: Path, history: History, steps: int) -> None:
     """Leave a note for whoever watches the training from another process; seconds add up over interruptions."""
-    folder.mkdir(parents=True, exist_ok=True)
     note = {
         "step": history[-1]["step"],
         "steps": steps,
         "seconds": sum(entry["time/seconds"] for entry in history),
     }
-    temporary = folder / ".progress.json.writing"
-    temporary.write_text(json.dumps(note))
-    temporary.rename(folder / "progress.json")
+    write_json(folder / "progress.json", note)
 
 
 def _mean(metrics: History) -> dict[str, float]:
