@@ -38,9 +38,9 @@ class FeedbackPolicy:
         self.observed += 1
 
 
-def tiny_backbone(family: TaskFamily, seed: int = 0) -> PromptDT:
+def tiny_backbone(family: TaskFamily, seed: int = 0, config: BackboneConfig = TINY) -> PromptDT:
     """A frozen backbone whose actions are not all near zero."""
-    backbone = build_backbone(TINY, family, seed)
+    backbone = build_backbone(config, family, seed)
     with torch.no_grad():
         for parameter in backbone.parameters():
             parameter.mul_(3.0)

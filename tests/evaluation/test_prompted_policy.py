@@ -23,14 +23,15 @@ REQUESTS = [EpisodeRequest(7, 1), EpisodeRequest(30, 2), EpisodeRequest(7, 3)]
 def reference_actions(
     backbone: PromptDT, normaliser: Normaliser, prompt: Segments, observations: list, rewards: list
 ) -> list:
-    """One episode, one decision at a time; every decision builds its window anew."""
+    """One episode, one decision at a time; every decision builds its window anew, from all steps if it is banded."""
     mean, std = normaliser.state_mean.tolist(), normaliser.state_std.tolist()
     to_go = [TARGET]
     for reward in rewards:
         to_go.append(to_go[-1] - reward)
     actions: list[list[float]] = []
     for t in range(len(observations)):
-        steps = list(range(max(0, t - TINY.history + 1), t + 1))
+        is_banded = backbone.config.attention == "banded"
+        steps = list(range(0 if is_banded else max(0, t - TINY.history + 1), t + 1))
         states = [[(x - m) / s for x, m, s in zip(observations[k], mean, std, strict=True)] for k in steps]
         window = Segments(
             returns_to_go=torch.tensor([[to_go[k] / FAMILY.return_scale for k in steps]]),
@@ -45,10 +46,11 @@ def reference_actions(
     return actions
 
 
-@pytest.fixture(scope="module")
-def parts() -> tuple[PromptDT, Normaliser, Segments]:
+@pytest.fixture(scope="module", params=["full", "banded"])
+def parts(request: pytest.FixtureRequest) -> tuple[PromptDT, Normaliser, Segments]:
     pool, normaliser = tiny_pool(FAMILY, [1, 2, 3])
-    return tiny_backbone(FAMILY), normaliser, pool.prompts
+    config = dataclasses.replace(TINY, attention=request.param)
+    return tiny_backbone(FAMILY, config=config), normaliser, pool.prompts
 
 
 def test_batch_equals_one_episode_at_a_time(parts: tuple[PromptDT, Normaliser, Segments]) -> None:

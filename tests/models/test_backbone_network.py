@@ -93,6 +93,27 @@ def test_rewards_are_not_an_input(backbone: PromptDT) -> None:
     assert torch.equal(backbone(history, prompt), before)
 
 
+@pytest.mark.parametrize(("sees_prompt", "sees_returns"), [(False, True), (True, False), (False, False)])
+def test_baselines_do_not_see_what_they_are_told_not_to(sees_prompt: bool, sees_returns: bool) -> None:
+    """MT-ORL sees no prompt, Prompt-MT-BC no returns-to-go, MT-BC neither."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = BackboneConfig(16, layers=2, sees_prompt=sees_prompt, sees_returns=sees_returns)
+        model = PromptDT(config, STATE_DIM, ACTION_DIM, HORIZON).eval().requires_grad_(False)
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
+    history, prompt = segments(4, HISTORY, 0), segments(4, PROMPT_LENGTH, 1)
+    before = model(history, prompt)
+    assert before.shape == (4, HISTORY, ACTION_DIM)
+    prompt.states.add_(1)
+    assert torch.equal(model(history, prompt), before) == (not sees_prompt)
+    before = model(history, prompt)
+    prompt.returns_to_go.add_(1)
+    history.returns_to_go.add_(1)
+    assert torch.equal(model(history, prompt), before) == (not sees_returns)
+    torch.testing.assert_close(model.last_action(history, prompt), model(history, prompt)[:, -1])
+
+
 @pytest.mark.parametrize("length", [1, 4])
 def test_padding_on_the_right_changes_no_valid_action(backbone: PromptDT, length: int) -> None:
     history, prompt = segments(4, HISTORY, 0), segments(4, PROMPT_LENGTH, 1)

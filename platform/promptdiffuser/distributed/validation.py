@@ -45,7 +45,7 @@ class Validation:
     """The frozen backbone, if the model is a diffuser; None if the model is the backbone."""
 
     def score(self, model_folder: Path, pool: RolloutPool) -> dict[str, float]:
-        """Return mean return, its interval, the normalised score and the seconds of all episodes."""
+        """Return mean return, its interval, the normalised score, the seconds of all episodes, and each task's mean."""
         family = self.dataset.family
         method, tasks = get_method(self.method), family.validation_tasks
         backbone, normaliser = load_backbone(self.backbone_folder or model_folder, family, CPU)
@@ -64,7 +64,7 @@ class Validation:
         blocks = [EvaluationBlock(method.name, task, self.protocol, self.seed) for task in tasks]
         episodes = pd.concat([result for _, result in pool.run(blocks, policies)])
         summary = summarise_method(episodes, self.dataset.manifest.tasks, self.seed)
-        return {name: summary[name] for name in SCORED}
+        return {name: summary[name] for name in SCORED} | {f"task-{t}": mean for t, mean in summary["per_task"].items()}
 
 
 @contextmanager
