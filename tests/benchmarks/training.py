@@ -1,11 +1,14 @@
 """Pre-training of the backbone at the public size: batches, number formats, the straightforward way, and Ray."""
 
 import itertools
+import json
 import multiprocessing
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -21,9 +24,8 @@ from promptdiffuser.distributed.training import TrainJob, train_on_cluster
 from promptdiffuser.evaluation.stepping import EpisodeRequest, EpisodeStepper
 from promptdiffuser.experiment import ClusterConfig
 from promptdiffuser.learning.backbone import BackboneLossConfig
-from promptdiffuser.learning.checkpoint import newest_valid_checkpoint
 from promptdiffuser.learning.engine import Engine, OptimisationConfig, alone
-from promptdiffuser.learning.trainings import BackboneTraining, History, make_resident, train
+from promptdiffuser.learning.trainings import BackboneTraining, make_resident, train
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.experts import RandomPolicy
@@ -37,7 +39,7 @@ CPU = torch.device("cpu")
 BATCH = 256
 THREADS = 2
 WARM_UP, ROUNDS = 3, 12
-STEPS, CHECKPOINT_EVERY = 120, 40
+STEPS, CHECKPOINT_EVERY = 320, 40
 """Of the trainings with and without Ray, at the quickstart's batch of 64."""
 
 _advance: Callable[[], object]
@@ -140,37 +142,76 @@ def _timed_update() -> tuple[float, float]:
 
 
 def _with_and_without_ray(training: BackboneTraining, dataset: Dataset, folder: Path) -> list[Ratio | Value]:
+    """Run the same training with Ray and without at the same time, on one core each.
+
+    One after the other would compare the moods of a machine whose speed moves by a quarter from minute to minute.
+    """
     training = replace(training, loss=BackboneLossConfig(64))
-    episodes = dataset.read(FAMILY.train_tasks, "random")
-
-    def plain(name: str) -> History:
-        return train(training, training.learning_task(*make_resident(training, episodes, CPU), CPU), folder / name)
-
-    def on_ray(name: str, cluster: ClusterConfig) -> tuple[float, float]:
-        tracked = prepare(f"sqlite:///{folder}/mlflow.db", "bench").run(name, name, None, {})
-        started = time.perf_counter()
-        train_on_cluster(TrainJob(training, dataset, FAMILY.train_tasks, "random", folder / name, tracked), cluster)
-        seconds = time.perf_counter() - started
-        history = newest_valid_checkpoint(folder / name / "checkpoints").documents["progress"]["history"]
-        return _steady_rate(history), seconds - sum(entry["time/seconds"] for entry in history)
-
-    cluster = ClusterConfig(cpus_per_worker=THREADS)
-    connect(cluster)
-    before = _steady_rate(plain("plain-before"))
-    resident, start_up = on_ray("resident", cluster)
-    after = _steady_rate(plain("plain-after"))
-    streaming, _ = on_ray("streaming", replace(cluster, data="streaming"))
-    again, _ = on_ray("resident-again", cluster)
+    endless = replace(training, optimisation=replace(training.optimisation, steps=100 * STEPS))
+    connect(ClusterConfig())
+    rates = {}
+    for data in ("resident", "streaming"):
+        plain = multiprocessing.get_context("spawn").Process(
+            target=_train_plainly, args=(endless, dataset, folder / data / "plain")
+        )
+        plain.start()
+        tracked = prepare(f"sqlite:///{folder}/mlflow.db", "bench").run(data, data, None, {})
+        job = TrainJob(training, dataset, FAMILY.train_tasks, "random", folder / data / "ray", tracked)
+        with _watching(folder / data) as rates[data]:
+            started = time.perf_counter()
+            train_on_cluster(job, ClusterConfig(data=data))
+            seconds = time.perf_counter() - started
+        plain.terminate()
+        plain.join()
+        note = json.loads((job.folder / "progress.json").read_text())
+        rates[data]["start_up"] = seconds - note["seconds"]
     ray.shutdown()
-    alone_rate = (before + after) / 2
-    both = (resident + again) / 2
+    resident, streaming = rates["resident"], rates["streaming"]
+
+    def against_plain(name: str, of: dict[str, float]) -> Ratio:
+        return Ratio(name, of["ray"] / of["plain"], of["ray"], of["plain"], "updates/s", "no Ray, same time", COMMAND)
+
     return [
-        Ratio("train.ray_over_plain", resident / alone_rate, resident, alone_rate, "updates/s", "no Ray", COMMAND),
-        Ratio("train.streaming_over_resident", streaming / both, streaming, both, "updates/s", "resident", COMMAND),
-        Value("train.ray_start_up", start_up, "s", COMMAND),
+        against_plain("train.ray_over_plain", resident),
+        against_plain("train.streaming_over_plain", streaming),
+        Value("train.ray_start_up", resident["start_up"], "s", COMMAND),
     ]
 
 
-def _steady_rate(history: History) -> float:
-    """Return updates a second: the median over the logged intervals after the first, which warms up."""
-    return median(entry["time/steps_per_second"] for entry in history[1:])
+def _train_plainly(training: BackboneTraining, dataset: Dataset, folder: Path) -> None:
+    torch.set_num_threads(1)
+    episodes = dataset.read(FAMILY.train_tasks, "random")
+    train(training, training.learning_task(*make_resident(training, episodes, CPU), CPU), folder)
+
+
+@contextmanager
+def _watching(folder: Path) -> Iterator[dict[str, float]]:
+    """Fill in the updates a second of the trainings in `folder`/ray and `folder`/plain.
+
+    Both are taken over the same seconds: from the second checkpoint of the one on Ray, by when all is warm, to its end.
+    """
+    rates: dict[str, float] = {}
+    steps: dict[str, list[tuple[float, int]]] = {"ray": [], "plain": []}
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.1):
+            now = time.perf_counter()
+            for name, seen in steps.items():
+                if (path := folder / name / "progress.json").is_file():
+                    step = json.loads(path.read_text())["step"]
+                    if not seen or step > seen[-1][1]:
+                        seen.append((now, step))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield rates
+    finally:
+        stop.set()
+        thread.join()
+    begin = next(at for at, step in steps["ray"] if step >= 2 * CHECKPOINT_EVERY)
+    end = steps["ray"][-1][0]
+    for name, seen in steps.items():
+        (first_at, first), *_, (last_at, last) = [(at, step) for at, step in seen if begin <= at <= end]
+        rates[name] = (last - first) / (last_at - first_at)
