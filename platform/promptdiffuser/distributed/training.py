@@ -71,7 +71,7 @@ def train_on_cluster(job: TrainJob, cluster: ClusterConfig, validation: Validati
     train_worker: Any = _train_worker
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"job": job, "threads": cluster.cpus_per_worker},
+        train_loop_config={"job": job, "cluster": cluster},
         scaling_config=scaling(cluster),
         run_config=RunConfig(
             name="ray-train", storage_path=str(job.folder), failure_config=FailureConfig(max_failures=WORKER_FAILURES)
@@ -119,17 +119,21 @@ def _fit_interruptibly(trainer: TorchTrainer) -> None:
 
 def _train_worker(config: dict[str, Any]) -> NonFiniteGradientError | None:
     """Train; an error that every worker meets at the same update is returned, as Ray would try a raised one again."""
-    torch.set_num_threads(config["threads"])
+    cluster: ClusterConfig = config["cluster"]
+    torch.set_num_threads(cluster.cpus_per_worker)
     try:
-        _train(config["job"])
+        _train(config["job"], cluster)
     except NonFiniteGradientError as error:
         return error
     return None
 
 
-def _train(job: TrainJob) -> None:
+def _train(job: TrainJob, cluster: ClusterConfig) -> None:
     device, context = get_device(), ray.train.get_context()
-    windows, pool = _windows_and_pool(job, device)
+    if cluster.data == "resident":
+        windows, pool = _resident(job, device)
+    else:
+        windows, pool = _streamed(job, device)
     is_writer = context.get_world_rank() == 0
 
     def on_checkpoint(history: History) -> None:
@@ -148,16 +152,13 @@ def _train(job: TrainJob) -> None:
     )
 
 
-def _windows_and_pool(job: TrainJob, device: torch.device) -> tuple[WindowSource, PromptPool]:
-    """Return this worker's windows, resident if the trainer was given episodes, and the prompt pool."""
-    pool_shard, context = ray.train.get_dataset_shard(POOL), ray.train.get_context()
-    try:
-        episodes = ray.train.get_dataset_shard(EPISODES)
-    except KeyError:
-        pass
-    else:
-        return resident_shard(job.training, device, episodes, pool_shard)
-    pool = prompt_pool(job.training, device, pool_shard)
+def _resident(job: TrainJob, device: torch.device) -> tuple[WindowSource, PromptPool]:
+    episodes, pool = ray.train.get_dataset_shard(EPISODES), ray.train.get_dataset_shard(POOL)
+    return resident_shard(job.training, device, episodes, pool)
+
+
+def _streamed(job: TrainJob, device: torch.device) -> tuple[WindowSource, PromptPool]:
+    pool, context = prompt_pool(job.training, device, ray.train.get_dataset_shard(POOL)), ray.train.get_context()
     count, rank, size = len(pool.index), context.get_world_rank(), context.get_world_size()
     cutter = WindowCutter(
         job.dataset.storage,
