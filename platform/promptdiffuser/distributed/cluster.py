@@ -14,6 +14,8 @@ from promptdiffuser.experiment import ClusterConfig
 # Ray Data tasks run beside the Train workers and read for them; without room for one the workers wait for ever.
 CPUS_FOR_DATA = 1
 LOCAL_OBJECT_STORE_BYTES = 2**30
+# Ray's own default of 15 lets its two dozen idle processes, and whatever else runs, take a sixth of a training's core.
+WORKER_NICENESS = 0
 
 
 def connect(cluster: ClusterConfig, trials: int = 0, validates: bool = False) -> None:
@@ -40,6 +42,7 @@ def connect(cluster: ClusterConfig, trials: int = 0, validates: bool = False) ->
             num_cpus=cluster.local_cpus,
             include_dashboard=False,
             object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+            _system_config={"worker_niceness": WORKER_NICENESS},
             **quiet,
         )
         return
