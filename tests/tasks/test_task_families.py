@@ -249,7 +249,7 @@ def test_registered_id_makes_the_task_and_truncates_at_the_horizon(
     task = family.tasks[-1]
     env = gymnasium.make(f"promptdiffuser.tasks:{family.gymnasium_id}", task=task)
     # An Ant that does nothing stands until the end; a walker falls, whatever random actions it takes.
-    monkeypatch.setattr(WalkerParamsEnv, "has_fallen", lambda self: False)
+    monkeypatch.setattr(WalkerParamsEnv, "has_fallen", staticmethod(lambda positions: False))
     actions = random_actions(family, family.horizon) * (not family.terminates)
     made, bare = trajectory(env, actions), trajectory(family.make(task), actions)
     assert np.array_equal(gymnasium.make(restored, task=task).reset(seed=0)[0], made[0][0])

@@ -10,6 +10,7 @@ reported as zero, as far as is known; the term is at most 0.042 a step.
 Axes: B episodes, S observation, G goal.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from gymnasium.envs.mujoco.ant_v5 import AntEnv
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
-from promptdiffuser.tasks.family import Floats, Goal, LearnedExpert, TaskEnv, TaskFamily, check_task
+from promptdiffuser.tasks.family import Floats, Goal, LearnedExpert, TaskFamily, check_task
+from promptdiffuser.tasks.mujoco_env import Doubles, MujocoTaskEnv, Outcome
 
 # Radians, in the order of the published task ids.
 DIRECTIONS = (
@@ -46,13 +48,15 @@ LEG_SIGNS = np.array([[1, 1], [1, -1], [1, -1], [1, 1]], np.float32)
 LEGS_OF_ACTUATORS = [3, 0, 1, 2]
 
 
-class AntDirEnv(AntEnv, TaskEnv):
+class AntDirEnv(MujocoTaskEnv, AntEnv):
     """Ant with the goal direction hidden from the observation.
 
     Observation (27, float32): positions without x and y (13), velocities (14). Action (8, float32) in [-1, 1]. Reward:
     the torso's velocity (m/s) along the goal direction - 0.5 |a|^2 - 0.0005 |clip(contact forces, -1, 1)|^2 + 1. The
     episode ends when the state is not finite or the torso's height leaves 0.2 to 1.0 m.
     """
+
+    uses_contact_forces = True
 
     def __init__(self, task: int, **kwargs: Any) -> None:
         """Make the environment of task `task` (0 to 49); other arguments go to gymnasium's Ant."""
@@ -73,14 +77,14 @@ class AntDirEnv(AntEnv, TaskEnv):
         check_task("ant-dir", task, len(DIRECTIONS))
         self._ezpickle_args: tuple[int, ...] = (task,)
         self.goal = DIRECTIONS[task]
-        self._direction = np.array([np.cos(self.goal), np.sin(self.goal)])
+        self.direction = np.array([np.cos(self.goal), np.sin(self.goal)])
 
     def step(self, action: Floats) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         before = self.data.body("torso").xpos[:2].copy()
         self.do_simulation(action, self.frame_skip)
         velocity = (self.data.body("torso").xpos[:2] - before) / self.dt
         parts = {
-            "reward_velocity": float(velocity @ self._direction),
+            "reward_velocity": float(velocity @ self.direction),
             "reward_ctrl": -CONTROL_COST * float(np.square(action, dtype=np.float64).sum()),
             "reward_contact": -float(self.contact_cost),
             "reward_survive": SURVIVAL_REWARD,
@@ -88,6 +92,30 @@ class AntDirEnv(AntEnv, TaskEnv):
         if self.render_mode == "human":
             self.render()
         return self._get_obs(), sum(parts.values()), not self.is_healthy, False, parts
+
+    def place(self) -> Doubles:
+        return self.data.body("torso").xpos[:2]  # type: ignore[no-any-return]
+
+    def readings(self) -> tuple[Doubles, ...]:
+        return self.data.qpos, self.data.qvel, self.data.cfrc_ext.ravel()
+
+    @classmethod
+    def outcome(
+        cls, envs: Sequence[Any], velocity_BX: Doubles, readings: Sequence[Doubles], actions_BA: Floats
+    ) -> Outcome:
+        positions_BQ, velocities_BV, forces_BF = readings
+        direction_BX = np.array([env.direction for env in envs])
+        lowest, highest = HEALTHY_HEIGHTS
+        height_B = positions_BQ[:, 2]
+        finite_B = np.isfinite(positions_BQ).all(axis=1) & np.isfinite(velocities_BV).all(axis=1)
+        return Outcome(
+            observations_BS=np.concatenate([positions_BQ[:, 2:], velocities_BV], axis=1).astype(np.float32),
+            rewards_B=(velocity_BX * direction_BX).sum(axis=1)
+            - CONTROL_COST * np.square(actions_BA, dtype=np.float64).sum(axis=1)
+            - CONTACT_COST * np.square(np.clip(forces_BF, -1.0, 1.0)).sum(axis=1)
+            + SURVIVAL_REWARD,
+            terminated_B=~(finite_B & (lowest <= height_B) & (height_B <= highest)),
+        )
 
     def _get_obs(self) -> Floats:
         return np.concatenate([self.data.qpos[2:], self.data.qvel]).astype(np.float32)

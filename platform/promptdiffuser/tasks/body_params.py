@@ -8,16 +8,17 @@ in [-3, 3] and independent. The bodies themselves are drawn here, Meta-DT publis
 Axes: B episodes, S observation, G exponents.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import mujoco
 import numpy as np
-from gymnasium.envs.mujoco.mujoco_env import MujocoEnv
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from promptdiffuser.seeding import numpy_generator
-from promptdiffuser.tasks.family import Floats, Goal, LearnedExpert, TaskEnv, check_task
+from promptdiffuser.tasks.family import Floats, Goal, LearnedExpert, check_task
+from promptdiffuser.tasks.mujoco_env import Doubles, MujocoTaskEnv, Outcome
 
 NUM_TASKS = 50
 HORIZON = 200
@@ -32,7 +33,7 @@ VALIDATION_TASKS = (4, 13, 22, 31, 40)
 TRAIN_TASKS = tuple(task for task in range(NUM_TASKS) if task not in {*TEST_TASKS, *VALIDATION_TASKS})
 
 
-class BodyParamsEnv(MujocoEnv, TaskEnv):
+class BodyParamsEnv(MujocoTaskEnv):
     """A planar robot of `nq` coordinates that runs forwards with a body that the observation does not show.
 
     Observation (2 nq - 1, float32): positions without x, velocities clipped to +-10. Action in [-1, 1]. Reward: the
@@ -44,8 +45,9 @@ class BodyParamsEnv(MujocoEnv, TaskEnv):
     survival_reward: float
     """Reward of every step."""
 
-    def has_fallen(self) -> bool:
-        """Tell whether the episode ends here."""
+    @staticmethod
+    def has_fallen(positions: Doubles) -> NDArray[np.bool_]:
+        """Tell from positions (..., Q) whether an episode ends here."""
         raise NotImplementedError
 
     def __init__(self, task: int, xml_file: str, frame_skip: int, **kwargs: Any) -> None:
@@ -87,11 +89,34 @@ class BodyParamsEnv(MujocoEnv, TaskEnv):
         }
         if self.render_mode == "human":
             self.render()
-        return self._get_obs(), sum(parts.values()), self.has_fallen(), False, parts
+        return self._get_obs(), sum(parts.values()), bool(self.has_fallen(self.data.qpos)), False, parts
+
+    def place(self) -> Doubles:
+        return self.data.qpos[:1]  # type: ignore[no-any-return]
+
+    def readings(self) -> tuple[Doubles, ...]:
+        return self.data.qpos, self.data.qvel
+
+    @classmethod
+    def outcome(
+        cls, envs: Sequence[Any], velocity_BX: Doubles, readings: Sequence[Doubles], actions_BA: Floats
+    ) -> Outcome:
+        positions_BQ, velocities_BV = readings
+        return Outcome(
+            observations_BS=_observation(positions_BQ, velocities_BV),
+            rewards_B=velocity_BX[:, 0]
+            - CONTROL_COST * np.square(actions_BA, dtype=np.float64).sum(axis=1)
+            + cls.survival_reward,
+            terminated_B=cls.has_fallen(positions_BQ),
+        )
 
     def _get_obs(self) -> Floats:
-        velocities: NDArray[np.float64] = np.clip(self.data.qvel, -VELOCITY_LIMIT, VELOCITY_LIMIT)
-        return np.concatenate([self.data.qpos[1:], velocities]).astype(np.float32)
+        return _observation(self.data.qpos, self.data.qvel)
+
+
+def _observation(positions: Doubles, velocities: Doubles) -> Floats:
+    clipped = np.clip(velocities, -VELOCITY_LIMIT, VELOCITY_LIMIT)
+    return np.concatenate([positions[..., 1:], clipped], axis=-1).astype(np.float32)
 
 
 def _make_again(cls: type[BodyParamsEnv], task: int, options: dict[str, Any]) -> BodyParamsEnv:

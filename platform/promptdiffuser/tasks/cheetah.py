@@ -4,13 +4,15 @@ Constants follow the official Prompt-DT release (mxu34/prompt-dt at 5f665e5,
 envs/mujoco-control-envs/mujoco_control_envs/tp_envs/half_cheetah.py). Axes: B episodes, S observation, G goal.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 from gymnasium.spaces import Box
 
-from promptdiffuser.tasks.family import Floats, LearnedExpert, TaskEnv
+from promptdiffuser.tasks.family import Floats, LearnedExpert
+from promptdiffuser.tasks.mujoco_env import Doubles, MujocoTaskEnv, Outcome
 
 CONTROL_COST = 0.05
 PROPRIOCEPTION_DIM = 17
@@ -19,7 +21,7 @@ ACTION_DIM = 6
 HORIZON = 200
 
 
-class CheetahEnv(HalfCheetahEnv, TaskEnv):
+class CheetahEnv(MujocoTaskEnv, HalfCheetahEnv):
     """HalfCheetah with a hidden goal.
 
     Observation (20, float32): joint positions without the root's x (8), velocities (9), torso position x, y, z (3).
@@ -39,16 +41,33 @@ class CheetahEnv(HalfCheetahEnv, TaskEnv):
     def set_task(self, task: int) -> None:
         self._ezpickle_args: tuple[int, ...] = (task,)
 
-    def velocity_reward(self, x_velocity: float) -> float:
-        """Return the reward for the root's velocity, m/s."""
+    @staticmethod
+    def velocity_reward(velocity: Any, goal: Any) -> Any:
+        """Return the reward for the root's velocity, m/s, of one environment or an array."""
         raise NotImplementedError
 
+    def place(self) -> Doubles:
+        return self.data.qpos[:1]  # type: ignore[no-any-return]
+
+    def readings(self) -> tuple[Doubles, ...]:
+        return self.data.qpos[1:], self.data.qvel, self.data.body("torso").xpos
+
+    @classmethod
+    def outcome(
+        cls, envs: Sequence[Any], velocity_BX: Doubles, readings: Sequence[Doubles], actions_BA: Floats
+    ) -> Outcome:
+        return Outcome(
+            observations_BS=np.concatenate(readings, axis=1).astype(np.float32),
+            rewards_B=cls.velocity_reward(velocity_BX[:, 0], np.array([env.goal for env in envs]))
+            - CONTROL_COST * np.square(actions_BA, dtype=np.float64).sum(axis=1),
+            terminated_B=np.zeros(len(envs), bool),
+        )
+
     def _get_obs(self) -> Floats:
-        torso = self.data.body("torso").xpos
-        return np.concatenate([self.data.qpos[1:], self.data.qvel, torso]).astype(np.float32)
+        return np.concatenate(self.readings()).astype(np.float32)
 
     def _get_rew(self, x_velocity: float, action: Floats) -> tuple[float, dict[str, float]]:
-        velocity_reward = self.velocity_reward(x_velocity)
+        velocity_reward = self.velocity_reward(x_velocity, self.goal)
         control_cost = CONTROL_COST * float(np.square(action, dtype=np.float64).sum())
         parts = {"reward_velocity": velocity_reward, "reward_ctrl": -control_cost}
         return velocity_reward - control_cost, parts

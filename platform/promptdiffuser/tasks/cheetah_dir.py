@@ -8,6 +8,8 @@ The published split trains on both tasks and tests on the same two. It is kept, 
 on this family say how well a prompt selects a known task, not how well a policy adapts to an unseen one.
 """
 
+from typing import Any
+
 from promptdiffuser.tasks.cheetah import ACTION_DIM, CHEETAH_EXPERT, HORIZON, OBSERVATION_DIM, CheetahEnv
 from promptdiffuser.tasks.family import Goal, TaskFamily, check_task
 
@@ -22,8 +24,9 @@ class CheetahDirEnv(CheetahEnv):
         super().set_task(task)
         self.goal = DIRECTIONS[task]
 
-    def velocity_reward(self, x_velocity: float) -> float:
-        return self.goal * x_velocity
+    @staticmethod
+    def velocity_reward(velocity: Any, goal: Any) -> Any:
+        return goal * velocity
 
 
 def _goal(task: int) -> Goal:

@@ -5,6 +5,8 @@ envs/mujoco-control-envs/mujoco_control_envs/tp_envs/half_cheetah_vel.py, splits
 config/cheetah_vel/cheetah_vel_40.json, scale and target from prompt_dt/prompt_utils.py `gen_env`.
 """
 
+from typing import Any
+
 from promptdiffuser.tasks.cheetah import ACTION_DIM, CHEETAH_EXPERT, HORIZON, OBSERVATION_DIM, CheetahEnv
 from promptdiffuser.tasks.family import Goal, TaskFamily, check_task
 
@@ -28,8 +30,9 @@ class CheetahVelEnv(CheetahEnv):
         super().set_task(task)
         self.goal = goal_velocity(task)
 
-    def velocity_reward(self, x_velocity: float) -> float:
-        return -abs(x_velocity - self.goal)
+    @staticmethod
+    def velocity_reward(velocity: Any, goal: Any) -> Any:
+        return -abs(velocity - goal)
 
 
 def _goal(task: int) -> Goal:

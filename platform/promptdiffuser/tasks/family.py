@@ -3,7 +3,7 @@
 Axes: B episodes, S observation, G numbers of a goal, F features of a learned expert.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +18,43 @@ Goal = tuple[float, ...]
 Controller = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
+@dataclass(frozen=True)
+class BatchStep:
+    """One step of B environments."""
+
+    observations_BS: Floats
+    rewards_B: NDArray[np.float64]
+    terminated_B: NDArray[np.bool_]
+    successes_B: NDArray[np.bool_]
+    """Whether the task is solved now; False where the family does not say what success is."""
+    diverged_B: NDArray[np.bool_]
+    """Whether the simulator lost the state and began another one, which ends the episode without a result."""
+
+
 class TaskEnv(gymnasium.Env[Floats, Floats]):
     """An environment of a family: made for one task, it can become any other without being made again."""
 
     def set_task(self, task: int) -> None:
         """Become another task; takes effect with the next `reset`."""
         raise NotImplementedError
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the simulator lost the episode's state since the last `reset`."""
+        raise NotImplementedError
+
+    @classmethod
+    def step_together(cls, envs: "Sequence[Any]", actions_BA: Floats) -> BatchStep:
+        """Step environments of this class, each by its own action; the same as a call of each one's `step`."""
+        steps = [env.step(action_A) for env, action_A in zip(envs, actions_BA, strict=True)]
+        observations, rewards, terminated, _, infos = zip(*steps, strict=True)
+        return BatchStep(
+            observations_BS=np.array(observations),
+            rewards_B=np.array(rewards, np.float64),
+            terminated_B=np.array(terminated, bool),
+            successes_B=np.array([info.get("success", False) for info in infos], bool),
+            diverged_B=np.array([env.diverged for env in envs], bool),
+        )
 
 
 @dataclass(frozen=True)

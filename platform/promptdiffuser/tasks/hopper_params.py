@@ -6,8 +6,12 @@ return LPDT (panxulab/LPDT, utils.py). See body_params.py for the bodies.
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from promptdiffuser.tasks import body_params
 from promptdiffuser.tasks.family import Goal, TaskFamily
+from promptdiffuser.tasks.mujoco_env import Doubles
 
 NUM_EXPONENTS = 41
 """5 masses, 15 inertias, 6 dampings, 15 friction coefficients."""
@@ -26,8 +30,9 @@ class HopperParamsEnv(body_params.BodyParamsEnv):
         """Make the environment of task `task` (0 to 49); other arguments go to gymnasium's MujocoEnv."""
         super().__init__(task, "hopper.xml", 4, **kwargs)
 
-    def has_fallen(self) -> bool:
-        return False
+    @staticmethod
+    def has_fallen(positions: Doubles) -> NDArray[np.bool_]:
+        return np.zeros(positions.shape[:-1], bool)
 
 
 def _goal(task: int) -> Goal:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from promptdiffuser.tasks.family import Controller, Floats, Goal, ScriptedExpert, TaskEnv, TaskFamily, check_task
+from promptdiffuser.tasks.mujoco_env import lost_state
 
 NUM_GOALS = 50
 """Goals that metaworld draws for each class (metaworld/__init__.py `_N_GOALS`)."""
@@ -200,6 +201,10 @@ class MetaWorldEnv(TaskEnv):
     def step(self, action: Floats) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
         observation, reward, _, _, info = self.simulator.sawyer.step(action)
         return observation.astype(np.float32), float(reward), False, False, info
+
+    @property
+    def diverged(self) -> bool:
+        return bool(lost_state(self.simulator.sawyer.data.warning.number))
 
     def render(self) -> Any:
         return self.simulator.sawyer.render()

@@ -6,8 +6,12 @@ return LPDT (panxulab/LPDT, utils.py). See body_params.py for the bodies.
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from promptdiffuser.tasks import body_params
 from promptdiffuser.tasks.family import Goal, TaskFamily
+from promptdiffuser.tasks.mujoco_env import Doubles
 
 NUM_EXPONENTS = 65
 """8 masses, 24 inertias, 9 dampings, 24 friction coefficients."""
@@ -27,9 +31,11 @@ class WalkerParamsEnv(body_params.BodyParamsEnv):
         """Make the environment of task `task` (0 to 49); other arguments go to gymnasium's MujocoEnv."""
         super().__init__(task, "walker2d_v5.xml", 5, **kwargs)
 
-    def has_fallen(self) -> bool:
-        height, pitch = self.data.qpos[1:3]
-        return not (0.8 < height < 2.0 and -1.0 < pitch < 1.0)
+    @staticmethod
+    def has_fallen(positions: Doubles) -> NDArray[np.bool_]:
+        height, pitch = positions[..., 1], positions[..., 2]
+        fallen: NDArray[np.bool_] = ~((height > 0.8) & (height < 2.0) & (np.abs(pitch) < 1.0))
+        return fallen
 
 
 def _goal(task: int) -> Goal:
