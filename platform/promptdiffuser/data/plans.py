@@ -124,12 +124,12 @@ class Rounds:
         """Return the episodes that the windows of a round come from, ascending."""
         if not self.file_episodes:
             return np.arange(len(index))
-        return np.concatenate([self.episodes_of_file(file) for file in self.files(number, address)])
+        return np.concatenate([episodes for _, episodes in self.files_with_episodes(number, address)])
 
-    def episodes_of_file(self, file: int) -> NDArray[np.int64]:
-        """Return the episodes in a file."""
-        end = sum(self.file_episodes[: file + 1])
-        return np.arange(end - self.file_episodes[file], end)
+    def files_with_episodes(self, number: int, address: Address) -> list[tuple[int, NDArray[np.int64]]]:
+        """Return the files of a round, ascending, each with the episodes in it."""
+        ends = np.cumsum(self.file_episodes)
+        return [(f, np.arange(ends[f] - self.file_episodes[f], ends[f])) for f in self.files(number, address)]
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,7 @@ class WindowCutter:
         """Hold the share's episodes of an update's round, if it has any."""
         rounds, index = self.planner.rounds, self.planner.index
         parts, numbers = [], []
-        for file in rounds.files(rounds.number(step), self.planner.address):
-            of_file = rounds.episodes_of_file(file)
+        for file, of_file in rounds.files_with_episodes(rounds.number(step), self.planner.address):
             ours = (of_file >= self.share.start) & (of_file < self.share.stop)
             if ours.any():
                 parts.append(read_part(self.storage, *self.files[file]).select(ours))

@@ -18,7 +18,7 @@ from promptdiffuser.distributed.rollouts import RolloutPool
 from promptdiffuser.evaluation.blocks import AdaptedPolicies, EvaluationBlock
 from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.evaluation.scores import summarise_method
-from promptdiffuser.learning.checkpoint import write_json
+from promptdiffuser.learning.checkpoint import replacing, write_json
 from promptdiffuser.learning.model_folders import load_backbone, load_diffuser
 from promptdiffuser.methods import get_method
 from promptdiffuser.methods.inputs import PoolBuilder, prompts_by_task
@@ -99,11 +99,8 @@ def validating(folder: Path, validation: Validation, num_actors: int, run: RunLo
 def use_best_snapshot(folder: Path) -> None:
     """Make the snapshot with the best score the model of a finished training."""
     best = _best(_read_scores(folder / "snapshots"))
-    temporary = folder / ".model.writing"
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(folder / "snapshots" / best, temporary)
-    shutil.rmtree(folder / "model", ignore_errors=True)
-    temporary.rename(folder / "model")
+    with replacing(folder / "model") as model:
+        shutil.copytree(folder / "snapshots" / best, model, dirs_exist_ok=True)
 
 
 class _SnapshotScorer:

@@ -10,7 +10,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,19 +37,26 @@ class Checkpoint:
 
 def save_checkpoint(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any]) -> Path:
     """Write a checkpoint folder; whoever lists the parent sees all of it or nothing."""
+    with replacing(folder) as new:
+        for name, named in tensors.items():
+            save_file({key: value.contiguous().cpu() for key, value in named.items()}, new / f"{name}.safetensors")
+        for name, document in documents.items():
+            (new / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+        checksums = {path.name: _sha256(path) for path in sorted(new.iterdir())}
+        (new / MANIFEST).write_text(json.dumps(checksums, indent=1) + "\n")
+    return folder
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Give the body an empty folder to fill, which takes the place of `folder` once the body has ended."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    for name, named in tensors.items():
-        save_file({key: value.contiguous().cpu() for key, value in named.items()}, temporary / f"{name}.safetensors")
-    for name, document in documents.items():
-        (temporary / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
-    checksums = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
-    (temporary / MANIFEST).write_text(json.dumps(checksums, indent=1) + "\n")
+    yield temporary
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
-    return folder
 
 
 def load_checkpoint(folder: Path, device: torch.device | None = None) -> Checkpoint:
