@@ -20,14 +20,18 @@ from promptdiffuser.data.windows import Segments
 from promptdiffuser.diffusion.prompt_space import PromptSpace
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.rollouts import RolloutPool
-from promptdiffuser.evaluation.blocks import AdaptedPolicies, EvaluationBlock
-from promptdiffuser.evaluation.scores import summarise_method
+from promptdiffuser.evaluation.blocks import EvaluationBlock, evaluation_blocks
+from promptdiffuser.evaluation.policies import AdaptedPolicies
+from promptdiffuser.evaluation.results import BlockResults
+from promptdiffuser.evaluation.scores import summarise_targets
 from promptdiffuser.learning.model_folders import load_backbone, load_diffuser
 from promptdiffuser.methods import get_method
 from promptdiffuser.methods.inputs import PoolBuilder, prompts_by_task
 from promptdiffuser.tasks import get_family
 
 CPU = torch.device("cpu")
+EPISODES = "episodes.parquet"
+SHOWN = ("mean", "ci_low", "ci_high", "normalised", "diverged")
 
 
 def stage(workspace: Workspace) -> Stage:
@@ -74,45 +78,38 @@ def stage(workspace: Workspace) -> Stage:
                 family.test_tasks,
                 builder,
                 protocol.few_shot,
-                protocol.prompts,
+                protocol.num_prompts,
                 experiment.seed,
                 lambda task, models=models: load_diffuser(models[task] / "model", family, CPU),
             )
             costs[name] = adaptation_cost(list(models.values()), time.perf_counter() - started)
         policies = AdaptedPolicies(backbone, normaliser, prompts)
-        blocks = [
-            EvaluationBlock(method, task, protocol, experiment.seed)
-            for method in experiment.methods
-            for task in family.test_tasks
-        ]
-        episodes = run_blocks(run, blocks, policies, workspace)
+        requests = protocol.requests(family, experiment.methods, family.test_tasks)
+        run_blocks(run, evaluation_blocks(requests, protocol), policies, workspace)
+        episodes = pd.read_parquet(run.folder / EPISODES)
         expert_pool = builder.few_shot_pool(family.test_tasks, protocol.few_shot)
         shown = {"expert": _split_by_task(expert_pool.prompts, expert_pool.index.tasks), **prompts}
         summary = summarise(workspace, dataset, episodes, costs)
-        log_results(run, episodes, shown, summary)
+        log_results(run, shown, summary)
 
     return Stage("evaluate", "evaluate", settings, work, f"python jobs/evaluate.py {experiment.name}")
 
 
-def run_blocks(
-    run: StageRun, blocks: list[EvaluationBlock], policies: AdaptedPolicies, workspace: Workspace
-) -> pd.DataFrame:
-    """Run the blocks that have no result file yet and return the episodes of all; every finished block is kept."""
-    paths = {block.name: run.folder / "blocks" / f"{block.name}.parquet" for block in blocks}
-    missing = [block for block in blocks if not paths[block.name].is_file()]
+def run_blocks(run: StageRun, blocks: list[EvaluationBlock], policies: AdaptedPolicies, workspace: Workspace) -> None:
+    """Run the blocks that have no result file yet and write the episodes of all; every finished block is kept."""
+    results = BlockResults(run.folder / "blocks")
+    missing = [block for block in blocks if not results.has(block.name)]
     run.expect(len(blocks), len(blocks) - len(missing))
     if missing:
         cluster = workspace.experiment.cluster
         connect(cluster)
-        (run.folder / "blocks").mkdir(parents=True, exist_ok=True)
-        pool = RolloutPool(workspace.experiment.family, cluster.rollout_actors)
-        for block, result in pool.run(missing, policies):
-            temporary = paths[block.name].with_suffix(".writing")
-            result.to_parquet(temporary)
-            temporary.rename(paths[block.name])
+        pool = RolloutPool(workspace.experiment.family, cluster.rollout_actors, cluster.gpus_per_actor)
+        for block, episodes in pool.run(missing, policies):
+            results.write(block.name, episodes)
             run.advance()
+        run.run.log_metrics({"cost/rollout_actor_memory_gib": pool.peak_memory_gib})
         pool.close()
-    return pd.concat([pd.read_parquet(path) for path in paths.values()], ignore_index=True)
+    results.join([block.name for block in blocks], run.folder / EPISODES)
 
 
 def adaptation_cost(few_shot_folders: list[Path], prompt_seconds: float) -> dict[str, float]:
@@ -131,6 +128,11 @@ def summarise(
     """Return the content of summary.json."""
     experiment = workspace.experiment
     family = get_family(experiment.family)
+    by_target = {
+        method: summarise_targets(episodes[episodes.method == method], dataset.manifest.tasks, experiment.seed)
+        for method in experiment.methods
+    }
+    compared_at = f"{experiment.evaluation.targets(family)[0]:g}"
     return {
         "experiment": experiment.name,
         "family": family.name,
@@ -143,18 +145,13 @@ def summarise(
         "command": workspace.command,
         "seed": experiment.seed,
         "methods": {
-            method: summarise_method(episodes[episodes.method == method], dataset.manifest.tasks, experiment.seed)
-            | costs[method]
-            for method in experiment.methods
+            method: targets[compared_at] | costs[method] | {"targets": targets} for method, targets in by_target.items()
         },
     }
 
 
-def log_results(
-    run: StageRun, episodes: pd.DataFrame, shown: dict[str, dict[int, Segments]], summary: dict[str, Any]
-) -> None:
+def log_results(run: StageRun, shown: dict[str, dict[int, Segments]], summary: dict[str, Any]) -> None:
     """Write the artifacts that the report is made from, and the methods' scores as metrics."""
-    episodes.to_parquet(run.folder / "episodes.parquet")
     rows = [
         {"method": method, "task": task, "prompt": number, "features": features}
         for method, by_task in shown.items()
@@ -163,12 +160,10 @@ def log_results(
     ]
     pd.DataFrame(rows).to_parquet(run.folder / "prompts.parquet")
     (run.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    for name in ("episodes.parquet", "prompts.parquet", "summary.json"):
+    for name in (EPISODES, "prompts.parquet", "summary.json"):
         run.run.log_artifact(run.folder / name)
     for method, result in summary["methods"].items():
-        run.run.log_metrics(
-            {f"evaluation/{method}/{key}": result[key] for key in ("mean", "ci_low", "ci_high", "normalised")}
-        )
+        run.run.log_metrics({f"evaluation/{method}/{key}": result[key] for key in SHOWN})
 
 
 def _split_by_task(prompts: Segments, tasks: Any) -> dict[int, Segments]:

@@ -30,10 +30,10 @@ from promptdiffuser.data.manifest import package_versions
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.tasks import run_tasks
 from promptdiffuser.errors import UserError
-from promptdiffuser.evaluation.blocks import SIMULATOR_SEEDS, demonstrate
+from promptdiffuser.evaluation.blocks import demonstrate
 from promptdiffuser.evaluation.stepping import EpisodeRequest, EpisodeStepper
 from promptdiffuser.experiment import ClusterConfig
-from promptdiffuser.seeding import numpy_generator, seed_at
+from promptdiffuser.seeding import SIMULATOR_SEEDS, numpy_generator, seed_at
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.experts import QUALITIES, Demonstrator, ExpertNetwork
 from promptdiffuser.tasks.family import Floats, LearnedExpert, TaskFamily

@@ -90,7 +90,7 @@ def render(job: Render) -> dict[str, float]:
     from promptdiffuser.tasks import get_family
 
     family = get_family(job.family)
-    policy = demonstration_policy(family, job.quality, job.seed)
+    policy = demonstration_policy(family, job.quality)
     camera = Camera(family, job.task, job.size)
     fastest = GIF_FRAMES_PER_SECOND if job.output.suffix == ".gif" else MP4_FRAMES_PER_SECOND
     every = ceil(camera.frames_per_second / fastest)

@@ -72,7 +72,7 @@ def stage(workspace: Workspace, sweep: GuidanceSweep) -> Stage:
                 training, dataset, family.train_tasks, experiment.quality, workspace.folder_of(identity), log
             )
             trials.append(Trial(name, point, job, validation))
-        pool = RolloutPool(family.name, experiment.cluster.rollout_actors)
+        pool = RolloutPool(family.name, experiment.cluster.rollout_actors, experiment.cluster.gpus_per_actor)
         with run.watch_training([trial.job.folder for trial in trials]):
             run_trials(trials, pool, sweep.concurrency, run.folder)
         pool.close()

@@ -98,6 +98,8 @@ class ClusterConfig:
     cut the windows of coming updates from the files, for data larger than memory. The batches are the same."""
     rollout_actors: int = 2
     """Actors that step the simulator, one CPU each."""
+    gpus_per_actor: float = 0.0
+    """GPUs of a rollout actor, for the backbone; a fraction lets several actors share one."""
     local_cpus: int = 4
     """Logical CPUs that a local cluster declares. On two cores 4 is right: Train workers and the Ray Data tasks that
     feed them must fit together, or both wait for ever."""
@@ -112,10 +114,10 @@ class ClusterConfig:
                 f"cluster.max_train_workers must be 0 or at least cluster.train_workers ({self.train_workers}), "
                 f"got {self.max_train_workers}"
             )
-        if self.gpus_per_worker < 0 or (self.gpus_per_worker > 1 and self.gpus_per_worker % 1):
-            raise ValueError(
-                f"cluster.gpus_per_worker must be a fraction of one or a whole number, got {self.gpus_per_worker}"
-            )
+        for name in ("gpus_per_worker", "gpus_per_actor"):
+            gpus = getattr(self, name)
+            if gpus < 0 or (gpus > 1 and gpus % 1):
+                raise ValueError(f"cluster.{name} must be a fraction of one or a whole number, got {gpus}")
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,11 @@ class Experiment:
             raise ValueError(
                 f"backbone.history ({self.backbone.history}) must fit the horizon of {family.name} ({family.horizon}) "
                 f"and backbone.prompt_length ({self.backbone.prompt_length}) must be below it"
+            )
+        if self.evaluation.horizon > family.horizon:
+            raise ValueError(
+                f"evaluation.horizon ({self.evaluation.horizon}) must not exceed the horizon of {family.name} "
+                f"({family.horizon}), which the backbone knows no steps beyond"
             )
         if self.evaluation.few_shot.episodes > self.collection.episodes_per_task:
             raise ValueError(

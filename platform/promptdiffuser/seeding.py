@@ -9,6 +9,9 @@ import hashlib
 import numpy as np
 import torch
 
+SIMULATOR_SEEDS = 2**31
+"""Gymnasium takes seeds below this."""
+
 
 def seed_at(*address: int | str) -> int:
     """Return the 63-bit seed of an address such as `(experiment_seed, "pretrain", step)`.

@@ -29,7 +29,7 @@ BATCH = 64
 def run() -> list[Ratio]:
     """Measure every pair on the same random-policy episodes and the public backbone size."""
     requests = [EpisodeRequest(task, seed) for task in FAMILY.tasks for seed in range(2)]
-    episodes = EpisodeStepper(FAMILY).run(requests, RandomPolicy(FAMILY, [request.seed for request in requests]))
+    episodes = EpisodeStepper(FAMILY).run(requests, RandomPolicy(FAMILY))
     normaliser = Normaliser.fit([episodes], FAMILY.return_scale)
     resident = ResidentEpisodes.build(episodes, np.arange(len(episodes)), normaliser, CPU)
     pool = Pool.build(cut_pool_pieces(episodes, 5, 16), normaliser, CPU)

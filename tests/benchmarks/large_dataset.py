@@ -41,7 +41,7 @@ def run() -> list[Value | Ratio]:
     family = get_family("cheetah-vel")
     seeds = list(range(32))
     requests = [EpisodeRequest(0, seed) for seed in seeds]
-    real = EpisodeStepper(family).run(requests, RandomPolicy(family, seeds))
+    real = EpisodeStepper(family).run(requests, RandomPolicy(family))
     per_task = STEPS // family.horizon // len(family.tasks)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()

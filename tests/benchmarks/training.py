@@ -59,7 +59,7 @@ def run() -> list[Value | Ratio]:
 def _collect(folder: Path) -> Dataset:
     requests = [EpisodeRequest(task, seed) for task in FAMILY.train_tasks for seed in range(4)]
     writer = DatasetWriter(folder, FAMILY, COMMAND)
-    writer.add("random", EpisodeStepper(FAMILY).run(requests, RandomPolicy(FAMILY, [r.seed for r in requests])))
+    writer.add("random", EpisodeStepper(FAMILY).run(requests, RandomPolicy(FAMILY)))
     return writer.commit()
 
 

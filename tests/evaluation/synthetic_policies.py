@@ -7,6 +7,7 @@ import torch
 
 from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.windows import PromptPool, cut_pool_pieces
+from promptdiffuser.evaluation.stepping import BatchPolicy, EpisodeRequest, Rows
 from promptdiffuser.learning.backbone import freeze
 from promptdiffuser.learning.model_folders import build_backbone
 from promptdiffuser.models.backbone import BackboneConfig, PromptDT
@@ -25,9 +26,13 @@ class FeedbackPolicy:
         self.total = np.zeros(0)
         self.observed = 0
 
-    def begin(self, tasks: Sequence[int]) -> None:
-        self.total = np.zeros(len(tasks))
+    def begin(self, num_rows: int) -> None:
+        self.total = np.zeros(num_rows)
         self.observed = 0
+
+    def start(self, rows: Rows, requests: Sequence[EpisodeRequest]) -> None:
+        assert len(rows) == len(requests)
+        self.total[rows] = 0
 
     def act(self, observations_BS: np.ndarray) -> np.ndarray:
         rows = [1.5 * np.sin(row @ self.weight + total) for row, total in zip(observations_BS, self.total, strict=True)]
@@ -36,6 +41,15 @@ class FeedbackPolicy:
     def observe(self, rewards_B: np.ndarray) -> None:
         self.total = self.total + rewards_B
         self.observed += 1
+
+    def keep(self, rows: Rows) -> None:
+        self.total = self.total[rows]
+
+
+def start_all(policy: BatchPolicy, requests: Sequence[EpisodeRequest]) -> None:
+    """Begin one episode a row."""
+    policy.begin(len(requests))
+    policy.start(np.arange(len(requests)), requests)
 
 
 def tiny_backbone(family: TaskFamily, seed: int = 0, config: BackboneConfig = TINY) -> PromptDT:

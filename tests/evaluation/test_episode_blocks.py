@@ -6,21 +6,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.data.parts import MAX_STEPS, describe_part, episodes_per_part, part_path, read_part
 from promptdiffuser.data.storage import Storage
 from promptdiffuser.evaluation.blocks import (
+    EPISODES_PER_BLOCK,
     LEARNED_LOCKSTEP,
     SCRIPTED_LOCKSTEP,
-    AdaptedPolicies,
     CollectBlock,
-    EvaluationBlock,
     collect_blocks,
+    evaluation_blocks,
     lockstep_of,
 )
-from promptdiffuser.evaluation.policies import PromptedPolicy
+from promptdiffuser.evaluation.policies import AdaptedPolicies, PromptedPolicy
 from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.evaluation.stepping import EpisodeRequest, EpisodeStepper
 from promptdiffuser.tasks import FAMILIES
@@ -50,8 +49,11 @@ def policies() -> AdaptedPolicies:
     return AdaptedPolicies(tiny_backbone(FAMILY), normaliser, prompts)
 
 
-def evaluate(policies: AdaptedPolicies, method: str = "prompt-dt", task: int = 7, seed: int = 0) -> pd.DataFrame:
-    return EvaluationBlock(method, task, PROTOCOL, seed).run(EpisodeStepper(FAMILY), policies)
+def evaluate(
+    policies: AdaptedPolicies, method: str = "prompt-dt", task: int = 7, protocol: ProtocolConfig = PROTOCOL
+) -> pd.DataFrame:
+    blocks = evaluation_blocks(protocol.requests(FAMILY, [method], [task]), protocol)
+    return pd.concat([block.run(EpisodeStepper(FAMILY), policies) for block in blocks], ignore_index=True)
 
 
 def test_evaluating_twice_gives_equal_frames_apart_from_seconds(policies: AdaptedPolicies) -> None:
@@ -67,41 +69,80 @@ def test_frame_has_one_row_for_each_prompt_and_episode(policies: AdaptedPolicies
     assert list(zip(frame.prompt, frame.episode, strict=True)) == [(p, e) for p in range(3) for e in range(2)]
     assert set(frame.method) == {"prompt-dt"}
     assert set(frame.task) == {7}
+    assert set(frame.target_return) == {FAMILY.target_return}
     assert set(frame.length) == {FAMILY.horizon}
     assert frame.seed.is_unique
     assert frame.success.dtype == bool
     assert not frame.success.any()  # cheetah-vel does not say what success is
+    assert not frame.diverged.any()
 
 
 def test_each_row_is_the_episode_of_its_prompt_and_seed(policies: AdaptedPolicies) -> None:
-    for row in evaluate(policies).itertuples():
-        prompt = policies.prompts["prompt-dt"][7].select(torch.tensor([row.prompt]))
-        policy = PromptedPolicy(FAMILY, policies.backbone, policies.normaliser, prompt)
-        alone = EpisodeStepper(FAMILY).run([EpisodeRequest(7, row.seed)], policy)
+    for request, row in zip(
+        PROTOCOL.requests(FAMILY, ["prompt-dt"], [7]), evaluate(policies).itertuples(), strict=True
+    ):
+        assert (row.prompt, row.episode, row.seed) == (request.prompt, request.episode, request.seed)
+        alone = EpisodeStepper(FAMILY).run([request], PromptedPolicy(FAMILY, policies))
         assert row[frame_position("return")] == pytest.approx(float(alone.returns[0]), abs=0.05)
 
 
 def frame_position(column: str) -> int:
-    # `return` is a keyword, so named tuples rename it; position 0 is the index.
-    columns = ["method", "task", "prompt", "episode", "seed", "return", "length", "success", "seconds"]
-    return columns.index(column) + 1
+    """Return where `itertuples` puts a column whose name is a Python keyword."""
+    return 1 + ["method", "task", "prompt", "episode", "target_return", "seed", "return"].index(column)
 
 
-def test_methods_meet_the_same_initial_states(policies: AdaptedPolicies) -> None:
-    one, other = evaluate(policies), evaluate(policies, "other-task-prompt")
-    assert one.seed.tolist() == other.seed.tolist()
-    assert not np.array_equal(one["return"], other["return"])
+def test_methods_and_targets_meet_the_same_initial_states(policies: AdaptedPolicies) -> None:
+    grid = dataclasses.replace(PROTOCOL, target_returns=(0.0, -50.0))
+    frame = evaluate(policies, protocol=grid)
+    assert frame.target_return.tolist() == [0.0] * 6 + [-50.0] * 6
+    for of_target in (frame[:6], frame[6:], evaluate(policies, "other-task-prompt")):
+        assert of_target.seed.tolist() == evaluate(policies).seed.tolist()
+    assert not np.allclose(frame[:6]["return"], frame[6:]["return"]), "the target changes nothing"
+    assert not np.allclose(evaluate(policies)["return"], evaluate(policies, "other-task-prompt")["return"])
 
 
-def test_tasks_and_experiments_meet_different_initial_states(policies: AdaptedPolicies) -> None:
-    seeds = set(evaluate(policies).seed)
-    assert not seeds & set(evaluate(policies, task=2).seed)
-    assert not seeds & set(evaluate(policies, seed=1).seed)
+def test_tasks_and_seeds_of_the_protocol_meet_different_initial_states(policies: AdaptedPolicies) -> None:
+    seeds = [set(frame.seed) for frame in (evaluate(policies), evaluate(policies, task=2))]
+    seeds.append(set(evaluate(policies, protocol=dataclasses.replace(PROTOCOL, seed=1)).seed))
+    assert len(set.union(*seeds)) == 18
 
 
-def test_block_names_differ_by_method_and_task() -> None:
-    blocks = [EvaluationBlock(m, t, PROTOCOL, 0) for m in ("prompt-dt", "prompt-diffuser") for t in (2, 26)]
-    assert len({block.name for block in blocks}) == 4
+def test_a_redrawn_prompt_serves_one_episode() -> None:
+    redrawn = dataclasses.replace(PROTOCOL, prompt_use="redrawn")
+    assert (PROTOCOL.num_prompts, redrawn.num_prompts) == (3, 6)
+    requests, fixed = (p.requests(FAMILY, ["m"], [7]) for p in (redrawn, PROTOCOL))
+    assert [request.prompt for request in requests] == list(range(6))
+    assert [request.seed for request in requests] == [request.seed for request in fixed]
+
+
+def test_a_shorter_horizon_cuts_the_episodes(policies: AdaptedPolicies) -> None:
+    frame = evaluate(policies, protocol=dataclasses.replace(PROTOCOL, horizon=12))
+    assert set(frame.length) == {12}
+
+
+def test_blocks_hold_every_episode_once_and_mix_tasks_and_methods(policies: AdaptedPolicies) -> None:
+    protocol = ProtocolConfig(prompts=3, episodes_per_prompt=11)
+    requests = protocol.requests(FAMILY, ["prompt-dt", "other-task-prompt"], [7])
+    blocks = evaluation_blocks(requests, protocol)
+    assert [len(block.requests) for block in blocks] == [EPISODES_PER_BLOCK, 2]
+    assert [request for block in blocks for request in block.requests] == requests
+    assert len({block.name for block in blocks}) == 2
+    frame = blocks[0].run(EpisodeStepper(FAMILY), policies)
+    assert frame.method.value_counts().to_dict() == {"prompt-dt": 33, "other-task-prompt": 31}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("precision", "fp8", "evaluation.precision must be"),
+        ("prompt_use", "sometimes", "evaluation.prompt_use must be fixed or redrawn"),
+        ("horizon", -1, "evaluation.horizon must be 0"),
+        ("target_returns", (1.0, 1.0), "evaluation.target_returns must name each return once"),
+    ],
+)
+def test_protocol_refuses_what_it_cannot_do(field: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ProtocolConfig(**{field: value})
 
 
 def block_of(quality: Quality, episodes: int = 3, first: int = 0, task: int = 26, seed: int = 0) -> CollectBlock:
@@ -150,7 +191,7 @@ def test_seven_episodes_of_ten_are_the_medium_policys_and_then_three_the_experts
     medium = [number for number in range(20) if number % 10 < 7]
     for quality, numbers in (("medium", medium), ("expert", [n for n in range(20) if n not in medium])):
         seeds = mixed.seeds[numbers].tolist()
-        policy = policy_of(FULL_FAMILY, makers[quality], seeds)
+        policy = policy_of(FULL_FAMILY, makers[quality])
         alone = EpisodeStepper(FULL_FAMILY).run([EpisodeRequest(26, seed) for seed in seeds], policy)
         assert_equal(mixed.select(np.array(numbers)), alone)
     assert len(set(mixed.seeds)) == 20
@@ -174,7 +215,7 @@ def test_scripted_episodes_do_not_depend_on_how_they_are_cut(quality: Quality) -
     assert_equal(Episodes.concatenate(pieces), whole)
     if quality == "mixed":
         for number, seed in enumerate(whole.seeds.tolist()):
-            policy = policy_of(SCRIPTED, 0.5 if number < 7 else 0.0, [seed])
+            policy = policy_of(SCRIPTED, 0.5 if number < 7 else 0.0)
             alone = EpisodeStepper(SCRIPTED).run([EpisodeRequest(26, seed)], policy)
             assert_equal(whole.select(slice(number, number + 1)), alone)
 
@@ -217,4 +258,4 @@ def test_random_episodes_are_the_random_policys() -> None:
     episodes = collect("random", 2)
     seeds = episodes.seeds.tolist()
     requests = [EpisodeRequest(26, seed) for seed in seeds]
-    assert_equal(episodes, EpisodeStepper(FULL_FAMILY).run(requests, RandomPolicy(FULL_FAMILY, seeds)))
+    assert_equal(episodes, EpisodeStepper(FULL_FAMILY).run(requests, RandomPolicy(FULL_FAMILY)))

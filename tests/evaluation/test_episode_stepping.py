@@ -1,6 +1,7 @@
 """The stepping engine: an episode is the same alone, in company, on a used simulator and in a plain loop."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import gymnasium
@@ -9,12 +10,14 @@ import pytest
 from gymnasium.spaces import Box
 
 from promptdiffuser.data.episodes import Episodes
+from promptdiffuser.errors import UserError
 from promptdiffuser.evaluation.stepping import EpisodeRequest, EpisodeStepper
 from promptdiffuser.tasks import FAMILIES
+from promptdiffuser.tasks.cheetah_vel import CheetahVelEnv
 from promptdiffuser.tasks.experts import ScriptedPolicy
-from promptdiffuser.tasks.family import TaskEnv, TaskFamily
+from promptdiffuser.tasks.family import BatchStep, TaskEnv, TaskFamily
 from tests.data.synthetic import assert_equal
-from tests.evaluation.synthetic_policies import FeedbackPolicy
+from tests.evaluation.synthetic_policies import FeedbackPolicy, start_all
 
 FAMILY = FAMILIES["cheetah-vel"]
 REQUESTS = [EpisodeRequest(7, 11), EpisodeRequest(0, 12), EpisodeRequest(7, 13), EpisodeRequest(39, 11)]
@@ -46,7 +49,7 @@ def test_episodes_equal_a_plain_gymnasium_loop() -> None:
     for row, request in enumerate(REQUESTS):
         env = gymnasium.make(FAMILY.gymnasium_id, task=request.task)
         policy = FeedbackPolicy(FAMILY)
-        policy.begin([request.task])
+        start_all(policy, [request])
         observation, _ = env.reset(seed=request.seed)
         rewards, truncated = [], False
         while not truncated:
@@ -81,6 +84,10 @@ class Countdown(TaskEnv):
 
     def set_task(self, task: int) -> None:
         self.task = task
+
+    @property
+    def diverged(self) -> bool:
+        return False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
@@ -144,12 +151,105 @@ def test_simulators_that_become_other_tasks_give_the_episodes_of_fresh_ones() ->
         assert_equal(run(requests, stepper), run(requests))
 
 
+@pytest.mark.parametrize("lockstep", [1, 2, 3, 4])
+def test_rows_whose_episode_ended_are_filled_with_the_next(countdown: TaskFamily, lockstep: int) -> None:
+    requests = [EpisodeRequest(task, seed) for seed, task in enumerate((2, 0, 4, 1, 9, 3, 0))]
+    together = EpisodeStepper(countdown).run(requests, FeedbackPolicy(countdown))
+    assert len(Countdown.made) == len(requests)
+    Countdown.made.clear()
+    assert_equal(EpisodeStepper(countdown).run(requests, FeedbackPolicy(countdown), lockstep), together)
+    assert len(Countdown.made) == lockstep, "more simulators than rows"
+    assert together.lengths.tolist() == [3, 1, 5, 2, 6, 4, 1]
+
+
+def test_real_episodes_do_not_depend_on_how_many_are_stepped_at_a_time() -> None:
+    together = run(REQUESTS)
+    for lockstep in (1, 3):
+        assert_equal(EpisodeStepper(FAMILY).run(REQUESTS, FeedbackPolicy(FAMILY), lockstep), together)
+
+
+def test_a_full_batch_is_stepped_as_long_as_episodes_wait(countdown: TaskFamily) -> None:
+    sizes = []
+
+    class Watching(FeedbackPolicy):
+        def act(self, observations_BS: np.ndarray) -> np.ndarray:
+            sizes.append(len(observations_BS))
+            return super().act(observations_BS)
+
+    requests = [EpisodeRequest(task, 0) for task in (0, 1, 2, 0, 1, 2, 5)]
+    EpisodeStepper(countdown).run(requests, Watching(countdown), lockstep=3)
+    assert sizes[:3] == [3, 3, 3]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sum(sizes) == sum(min(r.task + 1, 6) for r in requests), "a row was stepped for nobody"
+
+
+# --- simulators that lose the state
+
+
+class LosesState(CheetahVelEnv):
+    """A real cheetah whose state is ruined on the tenth step of tasks below 3, each in its way."""
+
+    RUIN: ClassVar[dict[int, float]] = {0: np.nan, 1: 1e12, 2: 2e6}
+
+    def set_task(self, task: int) -> None:
+        super().set_task(task)
+        self.number = task
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        self.done = 0
+        return super().reset(seed=seed, options=options)
+
+    @classmethod
+    def step_together(cls, envs: Sequence["LosesState"], actions_BA: np.ndarray) -> BatchStep:
+        for env in envs:
+            env.done += 1
+            if env.done == 10 and env.number in cls.RUIN:
+                env.data.qvel[0] = cls.RUIN[env.number]
+        return super().step_together(envs, actions_BA)
+
+
+@pytest.fixture
+def losing() -> TaskFamily:
+    return dataclasses.replace(FAMILY, entry_point=LosesState, horizon=30)
+
+
+def test_a_lost_state_ends_the_episode_with_a_flag_and_without_a_return(losing: TaskFamily) -> None:
+    requests = [EpisodeRequest(task, 0) for task in (5, 0, 6, 1, 2, 7)]
+    rollouts = EpisodeStepper(losing).roll_out(requests, FeedbackPolicy(losing), lockstep=2)
+    assert rollouts.diverged_N.tolist() == [False, True, False, True, True, False]
+    assert rollouts.episodes.lengths.tolist() == [30, 10, 30, 10, 10, 30]
+    assert np.isfinite(rollouts.episodes.rewards).all()
+    assert np.isfinite(rollouts.episodes.observations).all()
+    # The neighbours do not notice, nor does the next episode in the same simulator.
+    sane = [0, 2, 5]
+    alone = EpisodeStepper(losing).run([requests[number] for number in sane], FeedbackPolicy(losing))
+    assert_equal(rollouts.episodes.select(np.array(sane)), alone)
+
+
+def test_a_lost_state_is_no_data(losing: TaskFamily) -> None:
+    with pytest.raises(RuntimeError, match=r"cheetah-vel lost the state in EpisodeRequest\(task=1, seed=4\)"):
+        EpisodeStepper(losing).run([EpisodeRequest(5, 3), EpisodeRequest(1, 4)], FeedbackPolicy(losing))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_action_that_is_not_finite_names_episode_and_step(bad: float) -> None:
+    class Broken(FeedbackPolicy):
+        def act(self, observations_BS: np.ndarray) -> np.ndarray:
+            actions_BA = super().act(observations_BS)
+            if self.observed == 7:
+                actions_BA[2, 1] = bad
+            return actions_BA
+
+    with pytest.raises(UserError, match=r"not finite at step 7 of EpisodeRequest\(task=7, seed=13\)"):
+        EpisodeStepper(FAMILY).run(REQUESTS, Broken(FAMILY))
+
+
 def test_success_is_what_meta_world_says_at_any_step() -> None:
     family = FAMILIES["reach"]
     stepper, requests = EpisodeStepper(family), [EpisodeRequest(0, 1), EpisodeRequest(17, 2)]
-    solved = stepper.run(requests, ScriptedPolicy(family, 0.0, [1, 2]))
+    solved = stepper.run(requests, ScriptedPolicy(family, 0.0))
     assert solved.successes.tolist() == [True, True]
-    assert stepper.run(requests, ScriptedPolicy(family, 1.0, [1, 2])).successes.tolist() == [False, False]
+    assert stepper.run(requests, ScriptedPolicy(family, 1.0)).successes.tolist() == [False, False]
     for row, request in enumerate(requests):
         env = family.make(request.task)
         observation, _ = env.reset(seed=request.seed)

@@ -8,7 +8,7 @@ from scipy.stats import bootstrap
 from promptdiffuser.data.few_shot import FewShotConfig
 from promptdiffuser.data.manifest import TaskRecord
 from promptdiffuser.evaluation.protocol import ProtocolConfig
-from promptdiffuser.evaluation.scores import RESAMPLES, bootstrap_interval, summarise_method
+from promptdiffuser.evaluation.scores import RESAMPLES, bootstrap_interval, summarise_method, summarise_targets
 
 REFERENCES = {
     2: TaskRecord(goal=(0.225,), random_return=-100.0, expert_return=0.0),
@@ -28,7 +28,7 @@ EPISODES = pd.DataFrame(
         (26, 0, -240.0, False, 2.0),
     ],
     columns=["task", "prompt", "return", "success", "seconds"],
-)
+).assign(diverged=False)
 
 
 def test_summary_equals_hand_numbers() -> None:
@@ -43,14 +43,40 @@ def test_summary_equals_hand_numbers() -> None:
     # Task 2: three of four. Task 26: one of five. Not four of nine: tasks weigh the same.
     assert summary["success"] == pytest.approx((0.75 + 0.2) / 2)
     assert summary["seconds"] == pytest.approx(14.0)
+    assert summary["diverged"] == 0
     # Resampling two prompts of means -10 and -30: the mean of task 2 is -30, -20 or -10; task 26 has one prompt.
     assert summary["ci_low"] == pytest.approx(-155.0)
     assert summary["ci_high"] == pytest.approx(-145.0)
 
 
+def test_episodes_without_a_return_are_left_out_of_means_counted_as_failed_and_reported() -> None:
+    lost = pd.DataFrame([(2, 1, np.nan, False, 1.0, True), (26, 1, np.nan, False, 2.0, True)], columns=EPISODES.columns)
+    summary, without = (summarise_method(frame, REFERENCES, 0) for frame in (pd.concat([EPISODES, lost]), EPISODES))
+    assert summary["diverged"] == 2
+    assert summary["failed_share"] == pytest.approx(4 / 11)
+    for key in ("mean", "normalised", "per_task", "ci_low", "ci_high"):
+        assert summary[key] == without[key]
+
+
+def test_a_task_without_a_return_has_no_mean() -> None:
+    lost = EPISODES.assign(**{"return": EPISODES["return"].mask(EPISODES.task == 2)}, diverged=EPISODES.task == 2)
+    summary = summarise_method(lost, REFERENCES, 0)
+    assert np.isnan(summary["per_task"].get("2", np.nan))
+    assert np.isnan([summary["mean"], summary["ci_low"]]).all()
+
+
+def test_targets_are_summarised_apart_in_the_order_of_the_protocol() -> None:
+    frame = pd.concat([EPISODES.assign(target_return=5.0), EPISODES.assign(target_return=-100.5)])
+    frame.loc[frame.target_return == 5.0, "return"] += 1
+    summaries = summarise_targets(frame, REFERENCES, 0)
+    assert list(summaries) == ["5", "-100.5"]
+    assert summaries["-100.5"] == summarise_method(EPISODES, REFERENCES, 0)
+    assert summaries["5"]["mean"] == pytest.approx(summaries["-100.5"]["mean"] + 1)
+
+
 def test_expert_scores_one_and_random_scores_zero() -> None:
     for value, score in (("expert_return", 1.0), ("random_return", 0.0)):
-        rows = [(task, 0, getattr(record, value), False, 0.0) for task, record in REFERENCES.items()]
+        rows = [(task, 0, getattr(record, value), False, 0.0, False) for task, record in REFERENCES.items()]
         frame = pd.DataFrame(rows, columns=EPISODES.columns)
         summary = summarise_method(frame, REFERENCES, seed=0)
         assert summary["normalised"] == pytest.approx(score)

@@ -34,7 +34,7 @@ def test_every_family_draws_moving_pictures(name: str) -> None:
     camera = Camera(family, family.tasks[-1], SIZE)
     try:
         # Every tenth step, and as many of them as show a movement.
-        film = camera.film(demonstration_policy(family, "random", 0), 0, every=10)
+        film = camera.film(demonstration_policy(family, "random"), 0, every=10)
         frames = [next(film) for _ in range(2)]
     finally:
         camera.close()
@@ -52,9 +52,9 @@ def test_every_family_draws_moving_pictures(name: str) -> None:
 def test_episode_is_the_stepping_engines() -> None:
     family = FAMILIES["ant-dir"]
     camera = Camera(family, 7, SIZE)
-    frames = list(camera.film(demonstration_policy(family, "random", 5), 5, every=50))
+    frames = list(camera.film(demonstration_policy(family, "random"), 5, every=50))
     camera.close()
-    episodes = EpisodeStepper(family).run([EpisodeRequest(7, 5)], RandomPolicy(family, [5]))
+    episodes = EpisodeStepper(family).run([EpisodeRequest(7, 5)], RandomPolicy(family))
     assert sum(frame.steps for frame in frames) == episodes.lengths[0]
     assert sum(frame.reward for frame in frames) == pytest.approx(episodes.returns[0], rel=1e-6)
     assert len(frames) == 1 + np.ceil(episodes.lengths[0] / 50), "start, every fiftieth step and the end"
@@ -64,7 +64,7 @@ def test_episode_is_the_stepping_engines() -> None:
 def test_camera_follows_a_robot_that_runs_away() -> None:
     family = FAMILIES["cheetah-vel"]
     camera = Camera(family, 39, SIZE)
-    frames = list(camera.film(demonstration_policy(family, "expert", 0), 0, every=200))
+    frames = list(camera.film(demonstration_policy(family, "expert"), 0, every=200))
     camera.close()
     # At 3 m/s it has run 30 m; it is the one orange thing in sight.
     for frame in frames:
@@ -75,7 +75,7 @@ def test_camera_follows_a_robot_that_runs_away() -> None:
 def test_expert_that_is_not_shipped_is_named() -> None:
     unknown = dataclasses.replace(FAMILIES["cheetah-vel"], name="unshipped")
     with pytest.raises(UserError, match=r"no medium policy is shipped for unshipped.*jobs/experts.py"):
-        demonstration_policy(unknown, "medium", 0)
+        demonstration_policy(unknown, "medium")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,4 @@
-"""Banded attention: against masks written out over all tokens, and one step at a time with a cache."""
-
-import dataclasses
+"""Banded attention: against masks written out over all tokens."""
 
 import pytest
 import torch
@@ -8,7 +6,6 @@ import torch
 from promptdiffuser.data.windows import Segments
 from promptdiffuser.models.attention import banded_attention, causal_attention
 from promptdiffuser.models.backbone import BackboneConfig, PromptDT
-from promptdiffuser.models.decoding import StepDecoder
 
 STATE_DIM, ACTION_DIM, HORIZON, HISTORY = 5, 2, 30, 4
 CPU = torch.device("cpu")
@@ -66,20 +63,6 @@ def test_a_band_as_long_as_the_history_is_causal_attention() -> None:
     torch.testing.assert_close(banded, causal_attention(15, slice(None), CPU)(query, key, value))
 
 
-@pytest.mark.parametrize("sees_prompt", [True, False])
-@pytest.mark.parametrize("history", [1, 4, 40])
-def test_one_step_at_a_time_decides_as_the_whole_episode_does(sees_prompt: bool, history: int) -> None:
-    """Exactly, which a cache over a sliding window of full attention would not be."""
-    model = network(sees_prompt=sees_prompt, history=history)
-    episode, prompt = segments(3, HORIZON, 0), segments(3, 3, 1)
-    whole = model(episode, prompt)
-    decoder = StepDecoder(model, prompt)
-    for t in range(HORIZON):
-        window = slice(max(0, t - 1), t + 1)
-        steps = Segments(**{f.name: getattr(episode, f.name)[:, window] for f in dataclasses.fields(Segments)})
-        torch.testing.assert_close(decoder.action(steps), whole[:, t], rtol=0, atol=1e-12)
-
-
 def test_an_action_sees_one_band_a_layer_and_the_prompt_from_everywhere() -> None:
     model, episode, prompt = network(layers=2), segments(2, HORIZON, 0), segments(2, 3, 1)
     before = model(episode, prompt)
@@ -101,8 +84,3 @@ def test_a_banded_action_does_not_see_later_steps() -> None:
     moved = (model(later, prompt) - model(episode, prompt)).abs().amax(-1)
     assert (moved[:, :17] == 0).all()
     assert (moved[:, 17:] > 0).all()
-
-
-def test_full_attention_cannot_decide_one_step_at_a_time() -> None:
-    with pytest.raises(ValueError, match="banded"):
-        StepDecoder(PromptDT(BackboneConfig(16, 1), STATE_DIM, ACTION_DIM, HORIZON), segments(1, 5, 0))

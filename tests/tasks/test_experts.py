@@ -19,7 +19,7 @@ import tyro
 from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.data.manifest import RECORDED_PACKAGES
 from promptdiffuser.errors import UserError
-from promptdiffuser.evaluation.stepping import BatchPolicy, EpisodeRequest, EpisodeStepper
+from promptdiffuser.evaluation.stepping import EpisodeRequest, EpisodeStepper
 from promptdiffuser.seeding import seed_at
 from promptdiffuser.tasks import FAMILIES, get_family
 from promptdiffuser.tasks.experts import (
@@ -38,6 +38,7 @@ from promptdiffuser.tasks.experts import (
 )
 from promptdiffuser.tasks.family import Controller, LearnedExpert, ScriptedExpert, TaskFamily
 from promptdiffuser.tasks.references import reference_returns
+from tests.evaluation.synthetic_policies import start_all
 
 PLATFORM = Path(__file__).resolve().parents[2] / "platform"
 SHIPPED: tuple[Quality, ...] = ("expert", "medium")
@@ -79,11 +80,7 @@ def run(family: TaskFamily, demonstrator: Demonstrator | None, tasks: Sequence[i
         for task in tasks
         for number in range(episodes)
     ]
-    seeds = [request.seed for request in requests]
-    policy: BatchPolicy = RandomPolicy(family, seeds)
-    if demonstrator is not None:
-        policy = policy_of(family, demonstrator, seeds)
-    return EpisodeStepper(family).run(requests, policy)
+    return EpisodeStepper(family).run(requests, policy_of(family, demonstrator))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,12 +249,14 @@ def test_shipped_policies_load_and_act_without_stable_baselines3() -> None:
 import sys
 sys.modules["stable_baselines3"] = None  # importing it now fails
 import numpy as np
+from promptdiffuser.evaluation.stepping import EpisodeRequest
 from promptdiffuser.tasks import FAMILIES
 from promptdiffuser.tasks.experts import policy_of, shipped_demonstrator
 for family in FAMILIES.values():
     for quality in ("expert", "medium"):
-        policy = policy_of(family, shipped_demonstrator(family, quality), [0, 1])
-        policy.begin(family.tasks[:2])
+        policy = policy_of(family, shipped_demonstrator(family, quality))
+        policy.begin(2)
+        policy.start(np.arange(2), [EpisodeRequest(task, 0) for task in family.tasks[:2]])
         actions = policy.act(np.zeros((2, family.observation_dim), np.float32))
         assert actions.shape == (2, family.action_dim) and np.isfinite(actions).all()
         print("acts", family.name, quality)
@@ -341,13 +340,13 @@ def test_network_is_told_each_episodes_goal_and_read_as_the_family_says() -> Non
     family, network = FAMILIES["cheetah-vel"], random_network()
     policy = NetworkPolicy(family, network)
     observations = np.random.default_rng(3).normal(size=(2, family.observation_dim)).astype(np.float32)
-    policy.begin([0, 39])
+    start_all(policy, [EpisodeRequest(task, 0) for task in (0, 39)])
     features = np.column_stack([observations[:, :17], [0.075, 3.0]]).astype(np.float32)
     np.testing.assert_allclose(policy.act(observations), network(features), atol=1e-6)
 
     expert = LearnedExpert(lambda seen, goal: np.column_stack([seen[:, :17], goal]), lambda out, goal: -out * goal)
     policy = NetworkPolicy(dataclasses.replace(family, expert=expert), network)
-    policy.begin([0, 39])
+    start_all(policy, [EpisodeRequest(task, 0) for task in (0, 39)])
     np.testing.assert_allclose(policy.act(observations), -network(features) * features[:, 17:], atol=1e-6)
 
 
@@ -384,8 +383,8 @@ SCRIPTED = dataclasses.replace(
 
 def scripted_actions(share: float, seeds: Sequence[int], tasks: Sequence[int] | None = None) -> np.ndarray:
     """Return (T, B, A) with an observation of one number, 0."""
-    policy = ScriptedPolicy(SCRIPTED, share, seeds)
-    policy.begin(tasks or [1] * len(seeds))
+    policy = ScriptedPolicy(SCRIPTED, share)
+    start_all(policy, [EpisodeRequest(*both) for both in zip(tasks or [1] * len(seeds), seeds, strict=True)])
     observations = np.zeros((len(seeds), 1), np.float32)
     return np.stack([policy.act(observations) for _ in range(SCRIPTED.horizon)])
 
@@ -432,10 +431,10 @@ def test_every_scripted_episode_has_noise_of_its_own_whatever_its_batch(share: f
 
 
 def test_beginning_again_forgets_the_episodes_before() -> None:
-    policy = ScriptedPolicy(SCRIPTED, 0.5, [7, 8])
+    policy = ScriptedPolicy(SCRIPTED, 0.5)
     runs, before = [], Counting.made
     for _ in range(2):
-        policy.begin([1, 2])
+        start_all(policy, [EpisodeRequest(1, 7), EpisodeRequest(2, 8)])
         runs.append([policy.act(np.zeros((2, 1), np.float32)) for _ in range(20)])
     assert np.array_equal(*runs)
     assert Counting.made == before + 4, "every episode has a controller of its own"
@@ -458,8 +457,8 @@ def test_demonstrators_are_what_a_quality_is_made_with() -> None:
 
 
 def test_policy_of_a_demonstrator_is_the_one_that_it_is_for() -> None:
-    assert isinstance(policy_of(FAMILIES["cheetah-vel"], random_network(), [0]), NetworkPolicy)
-    scripted = policy_of(FAMILIES["reach"], 0.3, [0])
+    assert isinstance(policy_of(FAMILIES["cheetah-vel"], random_network()), NetworkPolicy)
+    scripted = policy_of(FAMILIES["reach"], 0.3)
     assert isinstance(scripted, ScriptedPolicy)
     assert scripted.random_share == 0.3
 
@@ -470,8 +469,8 @@ def test_policy_of_a_demonstrator_is_the_one_that_it_is_for() -> None:
 @every_family
 def test_random_actions_of_an_episode_do_not_depend_on_its_batch(family: TaskFamily) -> None:
     def actions(seeds: list[int]) -> np.ndarray:
-        policy = RandomPolicy(family, seeds)
-        policy.begin([family.tasks[0]] * len(seeds))
+        policy = RandomPolicy(family)
+        start_all(policy, [EpisodeRequest(family.tasks[0], seed) for seed in seeds])
         observations = np.zeros((len(seeds), family.observation_dim), np.float32)
         return np.stack([policy.act(observations) for _ in range(family.horizon)])
 

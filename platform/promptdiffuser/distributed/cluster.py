@@ -64,9 +64,14 @@ def _require(cluster: ClusterConfig, trials: int, validates: bool, available: Ma
             f"the Ray cluster has {has}; lower --cluster.train-workers or --cluster.rollout-actors, or raise "
             "--cluster.local-cpus (logical CPUs may exceed the cores)"
         )
-    gpus, has_gpus = cluster.train_workers * cluster.gpus_per_worker, available.get("GPU", 0.0)
+    train_gpus, rollout_gpus = (
+        cluster.train_workers * cluster.gpus_per_worker,
+        cluster.rollout_actors * cluster.gpus_per_actor,
+    )
+    gpus = train_gpus + rollout_gpus if validates else max(train_gpus, rollout_gpus)
+    has_gpus = available.get("GPU", 0.0)
     if has_gpus < gpus:
         raise UserError(
             f"the experiment asks for {gpus:g} GPUs, the Ray cluster has {has_gpus:g}; lower "
-            "--cluster.train-workers or --cluster.gpus-per-worker (0 trains on CPUs)"
+            "--cluster.train-workers, --cluster.gpus-per-worker or --cluster.gpus-per-actor (0 computes on CPUs)"
         )

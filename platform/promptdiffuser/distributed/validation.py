@@ -15,7 +15,8 @@ import torch
 
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.distributed.rollouts import RolloutPool
-from promptdiffuser.evaluation.blocks import AdaptedPolicies, EvaluationBlock
+from promptdiffuser.evaluation.blocks import evaluation_blocks
+from promptdiffuser.evaluation.policies import AdaptedPolicies
 from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.evaluation.scores import summarise_method
 from promptdiffuser.learning.checkpoint import replacing, write_json
@@ -26,7 +27,7 @@ from promptdiffuser.tasks.experts import Quality
 from promptdiffuser.tracking.store import RunLog
 
 SCORES = "scores.json"
-SCORED = ("mean", "ci_low", "ci_high", "normalised", "seconds")
+SCORED = ("mean", "ci_low", "ci_high", "normalised", "diverged", "seconds")
 POLL_SECONDS = 1.0
 CPU = torch.device("cpu")
 
@@ -56,12 +57,13 @@ class Validation:
                 self.dataset, normaliser, backbone.config.prompt_length, self.context_transitions, self.quality
             ),
             self.protocol.few_shot,
-            self.protocol.prompts,
+            self.protocol.num_prompts,
             self.seed,
             lambda task: load_diffuser(model_folder, family, CPU),
         )
         policies = AdaptedPolicies(backbone, normaliser, {method.name: prompts})
-        blocks = [EvaluationBlock(method.name, task, self.protocol, self.seed) for task in tasks]
+        requests = self.protocol.requests(family, [method.name], tasks)
+        blocks = evaluation_blocks(requests, self.protocol)
         episodes = pd.concat([result for _, result in pool.run(blocks, policies)])
         summary = summarise_method(episodes, self.dataset.manifest.tasks, self.seed)
         return {name: summary[name] for name in SCORED} | {f"task-{t}": mean for t, mean in summary["per_task"].items()}

@@ -10,19 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 
 from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.data.manifest import FileRecord
-from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.parts import episodes_per_part, part_path, write_part
 from promptdiffuser.data.storage import Storage
-from promptdiffuser.data.windows import Segments
-from promptdiffuser.evaluation.policies import PromptedPolicy
-from promptdiffuser.evaluation.protocol import ProtocolConfig
+from promptdiffuser.evaluation.policies import AdaptedPolicies, PromptedPolicy
+from promptdiffuser.evaluation.protocol import EvaluationRequest, ProtocolConfig
 from promptdiffuser.evaluation.stepping import EpisodeRequest, EpisodeStepper
-from promptdiffuser.models.backbone import PromptDT
-from promptdiffuser.seeding import seed_at
+from promptdiffuser.seeding import SIMULATOR_SEEDS, seed_at
 from promptdiffuser.tasks.experts import (
     MIXED_MEDIUM_SHARE,
     Demonstrator,
@@ -31,13 +27,13 @@ from promptdiffuser.tasks.experts import (
 )
 from promptdiffuser.tasks.family import LearnedExpert, TaskFamily
 
-SIMULATOR_SEEDS = 2**31
-"""Gymnasium takes seeds below this."""
-
-
 LEARNED_LOCKSTEP, SCRIPTED_LOCKSTEP = 32, 4
-"""Episodes stepped at a time: a network's cost hardly grows with the batch; scripts gain nothing from it, and each
-simulator of theirs takes tens of megabytes."""
+"""Episodes of demonstrators stepped at a time: a network's cost hardly grows with the batch; scripts gain nothing from
+it, and each simulator of theirs takes tens of megabytes."""
+EPISODES_PER_BLOCK = 64
+WINDOW_LOCKSTEP, CACHED_LOCKSTEP = 32, 64
+"""Episodes of adapted policies stepped at a time. More would push the tokens of a window out of a core's cache, fewer
+would leave its arithmetic idle; both are part of what a block is, because the order of sums depends on them."""
 
 
 def lockstep_of(family: TaskFamily) -> int:
@@ -48,15 +44,9 @@ def lockstep_of(family: TaskFamily) -> int:
 def demonstrate(
     stepper: EpisodeStepper, demonstrator: Demonstrator | None, requests: Sequence[EpisodeRequest]
 ) -> Episodes:
-    """Run episodes of a demonstrator, or of random actions if there is none, batch by batch."""
-    size = lockstep_of(stepper.family)
-    batches = [requests[start : start + size] for start in range(0, len(requests), size)]
-    return Episodes.concatenate(
-        [
-            stepper.run(batch, policy_of(stepper.family, demonstrator, [request.seed for request in batch]))
-            for batch in batches
-        ]
-    )
+    """Run episodes of a demonstrator, or of random actions if there is none."""
+    family = stepper.family
+    return stepper.run(requests, policy_of(family, demonstrator), lockstep_of(family))
 
 
 @dataclass(frozen=True)
@@ -120,56 +110,50 @@ def collect_blocks(
 
 
 @dataclass(frozen=True)
-class AdaptedPolicies:
-    """A frozen backbone and the prompts that each method made for each task; published once to all actors."""
-
-    backbone: PromptDT
-    normaliser: Normaliser
-    prompts: dict[str, dict[int, Segments]]
-    """Method -> task -> prompts (P, K*)."""
-
-
-@dataclass(frozen=True)
 class EvaluationBlock:
-    """All episodes of one method on one task: every prompt, `episodes_per_prompt` times."""
+    """A fixed part of an evaluation's episodes."""
 
-    method: str
-    task: int
+    number: int
+    """Place of the block in the evaluation."""
+    requests: tuple[EvaluationRequest, ...]
     protocol: ProtocolConfig
-    seed: int
 
     @property
     def name(self) -> str:
         """Identify the block within an evaluation."""
-        return f"{self.method}-task-{self.task}"
+        return f"block-{self.number:06d}"
 
     def run(self, stepper: EpisodeStepper, policies: AdaptedPolicies) -> pd.DataFrame:
-        """Run the episodes in one batch; one row an episode.
+        """Run the episodes; one row an episode.
 
-        The simulator's seeds do not name the method: every method meets the same initial states, so differences
-        between methods are paired.
+        The return of an episode whose simulator lost the state is not a number, and `diverged` says so.
         """
         started = time.perf_counter()
-        prompt_B, episode_B = (
-            grid.ravel() for grid in np.indices((self.protocol.prompts, self.protocol.episodes_per_prompt))
-        )
-        requests = [
-            EpisodeRequest(self.task, seed_at(self.seed, "evaluate", self.task, int(p), int(e)) % SIMULATOR_SEEDS)
-            for p, e in zip(prompt_B, episode_B, strict=True)
-        ]
-        prompts = policies.prompts[self.method][self.task].select(torch.from_numpy(prompt_B))
-        policy = PromptedPolicy(stepper.family, policies.backbone, policies.normaliser, prompts)
-        episodes = stepper.run(requests, policy)
+        policy = PromptedPolicy(stepper.family, policies, self.protocol.precision, stepper.device)
+        is_cached = policies.backbone.config.attention == "banded"
+        lockstep = min(CACHED_LOCKSTEP if is_cached else WINDOW_LOCKSTEP, stepper.family.max_simulators)
+        rollouts = stepper.roll_out(self.requests, policy, lockstep, self.protocol.horizon or None)
+        episodes = rollouts.episodes
         return pd.DataFrame(
             {
-                "method": self.method,
-                "task": self.task,
-                "prompt": prompt_B,
-                "episode": episode_B,
+                "method": [request.method for request in self.requests],
+                "task": episodes.tasks,
+                "prompt": [request.prompt for request in self.requests],
+                "episode": [request.episode for request in self.requests],
+                "target_return": [request.target_return for request in self.requests],
                 "seed": episodes.seeds,
-                "return": episodes.returns,
+                "return": np.where(rollouts.diverged_N, np.nan, episodes.returns),
                 "length": episodes.lengths,
                 "success": episodes.successes,
-                "seconds": (time.perf_counter() - started) / len(requests),
+                "diverged": rollouts.diverged_N,
+                "seconds": (time.perf_counter() - started) / len(self.requests),
             }
         )
+
+
+def evaluation_blocks(requests: Sequence[EvaluationRequest], protocol: ProtocolConfig) -> list[EvaluationBlock]:
+    """Cut an evaluation's episodes into blocks."""
+    return [
+        EvaluationBlock(number, tuple(requests[first : first + EPISODES_PER_BLOCK]), protocol)
+        for number, first in enumerate(range(0, len(requests), EPISODES_PER_BLOCK))
+    ]

@@ -1,76 +1,92 @@
-"""The frozen backbone as a batch policy: every episode has a prompt before its own last K steps.
+"""Frozen backbones with a prompt for every episode, as a policy for batches of any mix of tasks and prompts.
 
-Axes: B episodes in lockstep, T steps, S state, A action.
+Axes: B rows, N rows that start, S state, A action.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.windows import Segments
+from promptdiffuser.evaluation.protocol import EvaluationRequest
+from promptdiffuser.evaluation.stepping import Rows
+from promptdiffuser.learning.precision import Precision, number_format
 from promptdiffuser.models.backbone import PromptDT
-from promptdiffuser.models.decoding import StepDecoder
+from promptdiffuser.models.decoding import Decoder, make_decoder
 from promptdiffuser.tasks.family import Floats, TaskFamily
 
 
-class PromptedPolicy:
-    """Acts by the backbone; return-to-go starts at the family's target and falls by every reward received.
+@dataclass(frozen=True)
+class AdaptedPolicies:
+    """A frozen backbone and the prompts that each method made for each task; published once to all actors."""
 
-    Each decision equals what training saw: with full attention the window of the last K steps is computed anew, with
-    banded attention a cache holds what earlier steps left. Actions are deterministic.
+    backbone: PromptDT
+    normaliser: Normaliser
+    prompts: dict[str, dict[int, Segments]]
+    """Method -> task -> prompts (P, K*)."""
+
+    def prompts_of(self, requests: Sequence[EvaluationRequest]) -> Segments:
+        """Return the prompts (N, K*) of some episodes."""
+        return Segments.concatenate(
+            [self.prompts[r.method][r.task].select(slice(r.prompt, r.prompt + 1)) for r in requests]
+        )
+
+
+class PromptedPolicy:
+    """Acts by the backbone; return-to-go starts at the episode's target and falls by every reward received.
+
+    Each decision equals what training saw: with full attention the window of the last K steps, with banded attention
+    the whole episode. Actions are deterministic.
     """
 
-    def __init__(self, family: TaskFamily, backbone: PromptDT, normaliser: Normaliser, prompts: Segments) -> None:
-        """Take one prompt an episode, in the order of the episodes."""
-        self.family, self.backbone, self.normaliser, self.prompts = family, backbone, normaliser, prompts
-        self._device = normaliser.state_mean.device
-        self._step = 0
-        self._decoder: StepDecoder | None = None
-        self._returns_to_go_BT = self._states_BTS = self._actions_BTA = torch.empty(0)
+    def __init__(
+        self,
+        family: TaskFamily,
+        policies: AdaptedPolicies,
+        precision: Precision = "fp32",
+        device: torch.device | None = None,
+    ) -> None:
+        """Take the policies; the backbone is moved to the device, which is the CPU if not given."""
+        self.family, self.policies = family, policies
+        self._device = device or torch.device("cpu")
+        self._backbone = policies.backbone.to(self._device)
+        self._dtype = number_format(precision, self._device)
+        self._decoder: Decoder
+        self._returns_to_go_B = self._actions_BA = torch.empty(0)
 
-    def begin(self, tasks: Sequence[int]) -> None:
-        """Preallocate the episodes' memory; a padded step at the end makes room for the step being decided."""
-        num, horizon = len(tasks), self.family.horizon
-        self._step = 0
-        self._returns_to_go_BT = torch.zeros(num, horizon + 1, device=self._device)
-        self._returns_to_go_BT[:, 0] = self.family.target_return / float(self.normaliser.return_scale)
-        self._states_BTS = torch.zeros(num, horizon, self.family.observation_dim, device=self._device)
-        self._actions_BTA = torch.zeros(num, horizon, self.family.action_dim, device=self._device)
-        if self.backbone.config.attention == "banded":
-            with torch.inference_mode():
-                self._decoder = StepDecoder(self.backbone, self.prompts)
+    def begin(self, num_rows: int) -> None:
+        """Allocate the decoder's memory."""
+        self._decoder = make_decoder(self._backbone, num_rows, self._dtype)
+        self._returns_to_go_B = torch.zeros(num_rows)
+        self._actions_BA = torch.zeros(num_rows, self.family.action_dim)
 
-    @torch.inference_mode()
+    def start(self, rows: Rows, requests: Sequence[EvaluationRequest]) -> None:
+        """Start episodes, each with its own prompt and target return."""
+        rows_N = torch.from_numpy(rows)
+        self._returns_to_go_B[rows_N] = torch.tensor([r.target_return for r in requests]) / self._return_scale
+        self._decoder.start(rows_N.to(self._device), self.policies.prompts_of(requests))
+
     def act(self, observations_BS: Floats) -> Floats:
         """Return deterministic actions (B, A)."""
-        t = self._step
-        self._states_BTS[:, t] = self.normaliser.states(torch.from_numpy(observations_BS).to(self._device))
-        if self._decoder is not None:
-            action_BA = self._decoder.action(self._history(slice(max(0, t - 1), t + 1)))
-        else:
-            window = slice(max(0, t + 1 - self.backbone.config.history), t + 1)
-            action_BA = self.backbone.last_action(self._history(window), self.prompts)
-        self._actions_BTA[:, t] = action_BA
-        actions: Floats = action_BA.float().cpu().numpy()
+        states_BS = self.policies.normaliser.states(torch.from_numpy(observations_BS))
+        inputs = (x.to(self._device) for x in (self._actions_BA, self._returns_to_go_B, states_BS))
+        self._actions_BA = self._decoder.decide(*inputs).cpu()
+        actions: Floats = self._actions_BA.numpy()
         return actions
 
     def observe(self, rewards_B: Floats) -> None:
-        """Lower the return-to-go by the rewards and move on."""
-        rewards = torch.from_numpy(rewards_B).to(self._device) / self.normaliser.return_scale
-        self._returns_to_go_BT[:, self._step + 1] = self._returns_to_go_BT[:, self._step] - rewards
-        self._step += 1
+        """Lower the returns-to-go by the rewards."""
+        self._returns_to_go_B -= torch.from_numpy(rewards_B) / self._return_scale
 
-    def _history(self, window: slice) -> Segments:
-        # The action token of the step being decided is still zero; it stands after the state token that decides.
-        num, steps = len(self._states_BTS), window.stop - window.start
-        timesteps: Tensor = torch.arange(window.start, window.stop, device=self._device).expand(num, steps)
-        return Segments(
-            returns_to_go=self._returns_to_go_BT[:, window],
-            states=self._states_BTS[:, window],
-            actions=self._actions_BTA[:, window],
-            rewards=torch.zeros(num, steps, device=self._device),
-            timesteps=timesteps,
-            valid=torch.ones(num, steps, dtype=torch.bool, device=self._device),
-        )
+    def keep(self, rows: Rows) -> None:
+        """Drop all other rows."""
+        rows_N = torch.from_numpy(rows)
+        self._returns_to_go_B, self._actions_BA = self._returns_to_go_B[rows_N], self._actions_BA[rows_N]
+        self._decoder.keep(rows_N.to(self._device))
+
+    @property
+    def _return_scale(self) -> Tensor:
+        return self.policies.normaliser.return_scale

@@ -51,14 +51,15 @@ class Camera:
         """Steps a second of the simulated world."""
         return int(self._env.metadata["render_fps"])
 
-    def film(self, policy: BatchPolicy, seed: int, every: int = 1) -> Iterator[Frame]:
+    def film(self, policy: BatchPolicy[EpisodeRequest], seed: int, every: int = 1) -> Iterator[Frame]:
         """Run one episode; yield the start, every `every`-th step and the last step.
 
         The episode is the one that `EpisodeStepper` runs for the same request.
         """
         request = EpisodeRequest(self.task, seed)
         observation, _ = self._env.reset(seed=request.seed)
-        policy.begin([request.task])
+        policy.begin(1)
+        policy.start(np.arange(1), [request])
         yield Frame(self._picture(), 0, 0.0, False)
         steps, total, success = 0, 0.0, False
         for step in range(1, self.family.horizon + 1):
@@ -81,6 +82,6 @@ class Camera:
         return np.ascontiguousarray(image[::-1, ::-1]) if self._flipped else image.copy()
 
 
-def demonstration_policy(family: TaskFamily, quality: Quality, seed: int) -> BatchPolicy:
+def demonstration_policy(family: TaskFamily, quality: Quality) -> BatchPolicy[EpisodeRequest]:
     """Return the policy of one episode of a quality; raises `UserError` where its expert is not shipped."""
-    return policy_of(family, None if quality == "random" else shipped_demonstrator(family, quality), [seed])
+    return policy_of(family, None if quality == "random" else shipped_demonstrator(family, quality))

@@ -26,6 +26,8 @@ def bootstrap_interval(prompt_means: Mapping[int, NDArray[np.float64]], seed: in
     a method draws at random. The same seed gives every method the same resamples.
     """
     generator = numpy_generator(seed, "bootstrap")
+    if not all(len(values) for values in prompt_means.values()):
+        return np.nan, np.nan  # a task without a single return has no mean
     means_RJ = [
         values[generator.integers(0, len(values), (RESAMPLES, len(values)))].mean(axis=1)
         for values in prompt_means.values()
@@ -38,24 +40,37 @@ def bootstrap_interval(prompt_means: Mapping[int, NDArray[np.float64]], seed: in
 def summarise_method(episodes: pd.DataFrame, references: Mapping[int, TaskRecord], seed: int) -> dict[str, Any]:
     """Summarise one method's episodes: mean over tasks of the means within each task.
 
-    The episodes have the columns task, prompt, return, success. Normalised scores put the random policy of a task at 0
-    and the family's expert at 1.
+    The episodes have the columns task, prompt, return, success, diverged, seconds. Normalised scores put the random
+    policy of a task at 0 and the family's expert at 1. Episodes whose simulator lost the state have no return: they are
+    left out of the means, counted as failed, and their number is reported.
     """
     per_task = episodes.groupby("task")["return"].mean()
     prompt_means = {
-        int(task): group.groupby("prompt")["return"].mean().to_numpy() for task, group in episodes.groupby("task")
+        int(task): group.groupby("prompt")["return"].mean().dropna().to_numpy()
+        for task, group in episodes.groupby("task")
     }
     low, high = bootstrap_interval(prompt_means, seed)
     random_return = episodes["task"].map(lambda task: references[task].random_return)
     expert_return = episodes["task"].map(lambda task: references[task].expert_return)
     scores = (episodes["return"] - random_return) / (expert_return - random_return)
     return {
-        "mean": float(per_task.mean()),
+        "mean": float(per_task.mean(skipna=False)),
         "ci_low": low,
         "ci_high": high,
-        "normalised": float(scores.groupby(episodes["task"]).mean().mean()),
-        "failed_share": float((scores < FAILURE_SCORE).mean()),
+        "normalised": float(scores.groupby(episodes["task"]).mean().mean(skipna=False)),
+        "failed_share": float((~(scores >= FAILURE_SCORE)).mean()),
+        "diverged": int(episodes["diverged"].sum()),
         "success": float(episodes.groupby("task")["success"].mean().mean()),
         "per_task": {str(task): float(value) for task, value in per_task.items()},
         "seconds": float(episodes["seconds"].sum()),
+    }
+
+
+def summarise_targets(
+    episodes: pd.DataFrame, references: Mapping[int, TaskRecord], seed: int
+) -> dict[str, dict[str, Any]]:
+    """Return target return -> summary of one method's episodes that were asked for it."""
+    return {
+        f"{target:g}": summarise_method(own, references, seed)
+        for target, own in episodes.groupby("target_return", sort=False)
     }

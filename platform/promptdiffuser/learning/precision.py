@@ -28,9 +28,14 @@ def check_precision(field: str, precision: str) -> None:
         raise ValueError(f"{field} must be auto, {', '.join(PRECISIONS)}, got {precision!r}")
 
 
+def number_format(precision: str, device: torch.device) -> torch.dtype:
+    """Return the number format that a precision means on a device."""
+    return PRECISIONS[best_precision(device) if precision == "auto" else precision]
+
+
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
     """Return the context in which a forward pass runs at a precision."""
-    dtype = PRECISIONS[best_precision(device) if precision == "auto" else precision]
+    dtype = number_format(precision, device)
     context: AbstractContextManager[None] = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     return context
 

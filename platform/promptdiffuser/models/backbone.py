@@ -117,7 +117,11 @@ class Block(nn.Module):
         weights, biases = self.attention_in.weight.chunk(3), self.attention_in.bias.chunk(3)
         queries_keys_values = (F.linear(*of_one) for of_one in zip(inputs, weights, biases, strict=True))
         mixed = attend(*(x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in queries_keys_values))
-        kept_BQD = x_BLD[:, keep] + self.dropout(self.attention_out(mixed.transpose(1, 2).flatten(2)))
+        return self.finish(x_BLD[:, keep], mixed)
+
+    def finish(self, x_BQD: Tensor, mixed: Tensor) -> Tensor:
+        """Return the tokens that asked, after what they attended to, (B, H, Q, E), and the MLP."""
+        kept_BQD = x_BQD + self.dropout(self.attention_out(mixed.transpose(1, 2).flatten(2)))
         # Flat, because autograd copies what is changed in place in a view, as the output of a layer on three axes is.
         hidden_NE = F.relu(self.mlp_in(self.mlp_norm(kept_BQD).flatten(0, 1)), inplace=True)
         output_BQD: Tensor = kept_BQD + self.dropout(self.mlp_out(hidden_NE)).view_as(kept_BQD)

@@ -1,73 +1,276 @@
-"""Deciding one step at a time with cached keys and values.
+"""Deciding one step at a time for many episodes, with everything kept that does not change.
 
-With banded attention a token's keys and values depend on no later token and are seen for a fixed number of tokens, so
-this is exact: the actions are those of the whole episode in one forward pass. With full attention over a sliding window
-it would not be, because cached keys carry information of tokens that have left the window.
+The prompt stands before the history and never sees it, so its keys and values in every layer are computed once an
+episode. What else can be kept depends on the attention:
 
-Axes: B rows, Q new tokens, L tokens that are seen, P prompt tokens, D width.
+- banded: a token's keys and values depend on no later token and are seen for a fixed number of tokens. Each decision
+  computes its own three tokens; `CachedDecoder` is exact.
+- full, over a window that slides: the first token of the window goes with every step, and with it what all others saw,
+  so cached hidden states would be wrong. What a token is before it has seen others stays: its embedding, and in the
+  first layer its query, key and value. `WindowDecoder` keeps these and computes the rest anew.
+
+Rows are episodes; they begin at different moments, all write to the same place of a ring at every decision, and a row
+masks what was written before it began. A place holds the three tokens that a decision adds: the action of the step
+before, the return-to-go and the state.
+
+Axes: B rows, H heads, E features of a head, Q tokens that ask, L tokens that are seen (the prompt's, then the ring's),
+P prompt tokens, R ring tokens, D width, A action.
 """
 
+import copy
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from promptdiffuser.data.windows import Segments
-from promptdiffuser.models.attention import Attention, band_visible, causal_attention, masked_attention
-from promptdiffuser.models.backbone import PromptDT
+from promptdiffuser.models.attention import causal_attention
+from promptdiffuser.models.backbone import Block, PromptDT
+
+TOKENS_A_STEP = 3
+_HIDDEN = -1e30
+"""Added to the scores of tokens that are not seen; finite, so that a row that sees nothing yields no NaN."""
 
 
-class StepDecoder:
-    """Plays episodes in lockstep with a backbone that has banded attention."""
+class Decoder:
+    """Plays rows of episodes with a frozen backbone."""
 
-    def __init__(self, backbone: PromptDT, prompt: Segments) -> None:
-        """Begin one episode a prompt; the prompt's keys and values are computed here, once."""
-        if backbone.config.attention != "banded":
-            raise ValueError("only a backbone with banded attention can decide one step at a time")
-        self._backbone, self._band = backbone, 3 * backbone.config.history
-        self._keys_and_values: list[tuple[Tensor, Tensor]] = []
-        """Of every layer: the prompt's, then those of the history tokens that the next tokens see."""
-        self._num_tokens = 0
-        tokens_BPD = backbone.prompt_tokens(prompt)
-        self._num_prompt = tokens_BPD.shape[1]
-        causal = causal_attention(self._num_prompt, slice(None), tokens_BPD.device)
+    def __init__(self, backbone: PromptDT, num_rows: int, dtype: torch.dtype) -> None:
+        """Allocate memory for a number of rows.
+
+        Args:
+            backbone: The backbone, on the device to use; it is copied if its numbers have another format.
+            num_rows: Episodes played at a time.
+            dtype: Number format of weights and hidden states, float32 or bfloat16 as a rule.
+        """
+        config = backbone.config
+        self.backbone = copy.deepcopy(backbone).to(dtype) if _dtype_of(backbone) != dtype else backbone
+        self.dtype, self.device = dtype, backbone.action_head.weight.device
+        self.heads, self.layers = config.heads, config.layers
+        self.num_prompt = TOKENS_A_STEP * config.prompt_length * config.sees_prompt
+        self.places = self.num_places(config.history)
+        self._now = 0
+        """Decisions made since all rows began together; the place written next is this modulo `places`."""
+        self.steps_B = torch.zeros(num_rows, dtype=torch.int64, device=self.device)
+        """Of each row: steps decided already in its episode."""
+        num_tokens = self.num_prompt + TOKENS_A_STEP * self.places
+        shape = (num_rows, config.heads, num_tokens, config.width // config.heads)
+        self._keys, self._values = (
+            [torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(config.layers)] for _ in range(2)
+        )
+
+    @staticmethod
+    def num_places(history: int) -> int:
+        """Return the steps that the ring holds."""
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def start(self, rows_N: Tensor, prompts: Segments) -> None:
+        """Begin an episode in some rows, with one prompt each."""
+        if len(rows_N) == len(self.steps_B):
+            self._now = 0  # The ring is empty again, so the first decisions see short windows.
+        self.steps_B[rows_N] = 0
+        if not self.num_prompt:
+            return
+        causal = causal_attention(self.num_prompt, slice(None), self.device)
+        hidden_NPD = self.backbone.embedding_norm(self.backbone.prompt_tokens(self._in_format(prompts)))
+        remembered: list[tuple[Tensor, Tensor]] = []
 
         def remembering(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            self._keys_and_values.append((key, value))
+            remembered.append((key, value))
             return causal(query, key, value)
 
-        hidden_BPD = backbone.embedding_norm(tokens_BPD)
-        for block in backbone.blocks:
-            hidden_BPD = block(hidden_BPD, slice(None), remembering)
+        of_prompt = slice(0, self.num_prompt)
+        for layer in range(self.layers):
+            hidden_NPD = self._block(layer)(hidden_NPD, slice(None), remembering)
+            self._keys[layer][rows_N, :, of_prompt], self._values[layer][rows_N, :, of_prompt] = remembered[-1]
 
-    def action(self, steps: Segments) -> Tensor:
-        """Return the action (B, A) for the last of some steps (B, 1 or 2).
+    @torch.inference_mode()
+    def decide(self, actions_before_BA: Tensor, returns_to_go_B: Tensor, states_BS: Tensor) -> Tensor:
+        """Return the actions (B, A), float32, for the next step of every row, all in the networks' units.
 
-        The first decision is given its one step, every later one the step before, whose action is known by now, and its
-        own; of that its action is not read.
+        Args:
+            actions_before_BA: The action of each row's step before; of a row that begins, it is not read.
+            returns_to_go_B: Returns-to-go of the step.
+            states_BS: States of the step.
         """
-        is_first = self._num_tokens == 0
-        # Of the step before, only the action is new; of the step being decided, the return-to-go and the state.
-        tokens_BQD = self._backbone.embed_history(steps)[:, 0 if is_first else 2 : -1]
-        hidden_BQD = self._backbone.embedding_norm(tokens_BQD)
-        for layer, block in enumerate(self._backbone.blocks):
-            hidden_BQD = block(hidden_BQD, slice(None), self._attention(layer))
-        self._num_tokens = min(self._num_tokens + tokens_BQD.shape[1], self._band - 1)
-        return self._backbone.read_actions(hidden_BQD[:, -1:])[:, 0]
+        tokens_B3D = self._tokens(actions_before_BA, returns_to_go_B, states_BS)
+        place = self._now % self.places
+        state_B1D = self._run(self.backbone.embedding_norm(tokens_B3D), place)
+        self._now += 1
+        self.steps_B += 1
+        return self.backbone.read_actions(state_B1D)[:, 0].float()
 
-    def _attention(self, layer: int) -> Attention:
-        num_prompt, num_before, band = self._num_prompt, self._num_tokens, self._band
+    def keep(self, rows_N: Tensor) -> None:
+        """Drop all other rows."""
+        self.steps_B = self.steps_B[rows_N]
+        self._keys, self._values = ([x[rows_N] for x in of_all] for of_all in (self._keys, self._values))
 
-        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            known_key, known_value = self._keys_and_values[layer]
-            key, value = torch.cat([known_key, key], dim=2), torch.cat([known_value, value], dim=2)
-            positions_L = torch.arange(key.shape[2] - num_prompt, device=key.device)
-            visible_QL = band_visible(positions_L[num_before:], positions_L, band)
-            visible_QL = torch.cat([visible_QL.new_ones(len(visible_QL), num_prompt), visible_QL], dim=1)
-            # The next tokens reach one token less far back than there is room for, as they see themselves.
-            first_kept = max(num_prompt, key.shape[2] - (band - 1))
-            kept_key, kept_value = (
-                torch.cat([x[:, :, :num_prompt], x[:, :, first_kept:]], dim=2) for x in (key, value)
+    def _run(self, tokens_B3D: Tensor, place: int) -> Tensor:
+        """Return the last hidden states (B, 1, D) of the state tokens; `place` is where the ring takes the tokens."""
+        raise NotImplementedError
+
+    def _tokens(self, actions_before_BA: Tensor, returns_to_go_B: Tensor, states_BS: Tensor) -> Tensor:
+        embed = self.backbone.embed_history
+        returns_B = returns_to_go_B if embed.sees_returns else torch.zeros_like(returns_to_go_B)
+        tokens_B3D = torch.stack(
+            [
+                embed.action(actions_before_BA.to(self.dtype)),
+                embed.return_to_go(returns_B.to(self.dtype)[:, None]),
+                embed.state(states_BS.to(self.dtype)),
+            ],
+            dim=1,
+        )
+        time_BD, before_BD = embed.timestep(self.steps_B), embed.timestep((self.steps_B - 1).clamp(min=0))
+        return tokens_B3D + torch.stack([before_BD, time_BD, time_BD], dim=1)
+
+    def _used_places(self) -> int:
+        """Return how many places of the ring have been written."""
+        return min(self._now + 1, self.places)
+
+    def _order(self) -> Tensor:
+        """Return (R,) how many tokens ago each token of the used places came; those being written end with 0."""
+        used = self._used_places()
+        steps_ago = (self._now - torch.arange(used, device=self.device)) % self.places
+        return (TOKENS_A_STEP * steps_ago[:, None] + torch.tensor([2, 1, 0], device=self.device)).flatten()
+
+    def _bias(self, asking_Q: Tensor, reach: int) -> Tensor:
+        """Return what is added to the scores, (Q, L) or (B, 1, Q, L).
+
+        Args:
+            asking_Q: How many tokens ago each token came that asks.
+            reach: How many tokens back a token sees, itself counted.
+        """
+        ago_R = self._order()
+        behind_QR = ago_R - asking_Q[:, None]
+        seen_QR = (behind_QR >= 0) & (behind_QR < reach)
+        bias_QL = self._additive(F.pad(seen_QR, (self.num_prompt, 0), value=True))
+        # A row that has decided n steps has n + 1 tokens of states and of returns-to-go, and n of actions.
+        own_BR = ago_R < TOKENS_A_STEP * self.steps_B[:, None] + 2
+        if bool(own_BR.all()):
+            return bias_QL
+        own_BL = F.pad(own_BR, (self.num_prompt, 0), value=True)
+        return bias_QL + self._additive(own_BL)[:, None, None]
+
+    def _additive(self, seen: Tensor) -> Tensor:
+        return torch.zeros(seen.shape, dtype=self.dtype, device=self.device).masked_fill_(~seen, _HIDDEN)
+
+    def _seen(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return keys and values (B, H, L, E) of the prompt and the used places."""
+        num_tokens = self.num_prompt + TOKENS_A_STEP * self._used_places()
+        return self._keys[layer][:, :, :num_tokens], self._values[layer][:, :, :num_tokens]
+
+    def _attend(self, block: Block, query_BHQE: Tensor, layer: int, kept_BQD: Tensor, bias: Tensor) -> Tensor:
+        """Return the tokens that ask after attention and MLP, (B, Q, D)."""
+        query, (key, value) = query_BHQE.flatten(0, 1), (x.flatten(0, 1) for x in self._seen(layer))
+        if bias.ndim > 2:
+            bias = bias.expand(-1, self.heads, -1, -1).flatten(0, 1)
+        scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5)
+        return block.finish(kept_BQD, (scores.softmax(-1) @ value).unflatten(0, (-1, self.heads)))
+
+    def _block(self, layer: int) -> Block:
+        block = self.backbone.blocks[layer]
+        assert isinstance(block, Block)
+        return block
+
+    def _split(self, x_BQ: Tensor) -> Tensor:
+        """Return (B, H, Q, E) of (B, Q, H * E)."""
+        split: Tensor = x_BQ.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return split
+
+    def _in_format(self, prompts: Segments) -> Segments:
+        return Segments(
+            returns_to_go=prompts.returns_to_go.to(self.device, self.dtype),
+            states=prompts.states.to(self.device, self.dtype),
+            actions=prompts.actions.to(self.device, self.dtype),
+            rewards=prompts.rewards.to(self.device),
+            timesteps=prompts.timesteps.to(self.device),
+            valid=prompts.valid.to(self.device),
+        )
+
+
+class CachedDecoder(Decoder):
+    """For banded attention: every decision computes its three tokens, and all others are in the cache."""
+
+    @staticmethod
+    def num_places(history: int) -> int:
+        # One more than a band: its first tokens are still seen by the action and the return-to-go of the newest step.
+        return history + 1
+
+    def _run(self, tokens_B3D: Tensor, place: int) -> Tensor:
+        hidden_BQD = tokens_B3D
+        new = slice(self.num_prompt + TOKENS_A_STEP * place, self.num_prompt + TOKENS_A_STEP * (place + 1))
+        asking_Q = torch.tensor([2, 1, 0], device=self.device)
+        bias = self._bias(asking_Q, TOKENS_A_STEP * self.backbone.config.history)
+        for layer in range(self.layers):
+            block = self._block(layer)
+            query, key, value = block.attention_in(block.attention_norm(hidden_BQD)).chunk(3, dim=-1)
+            self._keys[layer][:, :, new], self._values[layer][:, :, new] = self._split(key), self._split(value)
+            if layer == self.layers - 1:
+                # Actions are read at state tokens only.
+                query, hidden_BQD, bias = query[:, -1:], hidden_BQD[:, -1:], bias[..., -1:, :]
+            hidden_BQD = self._attend(block, self._split(query), layer, hidden_BQD, bias)
+        return hidden_BQD
+
+
+class WindowDecoder(Decoder):
+    """For full attention: every decision computes the last steps anew, all but the first layer's inputs."""
+
+    def __init__(self, backbone: PromptDT, num_rows: int, dtype: torch.dtype) -> None:
+        """Allocate memory for a number of rows; see `Decoder`."""
+        super().__init__(backbone, num_rows, dtype)
+        num_tokens, width = TOKENS_A_STEP * self.places, backbone.config.width
+        self._tokens_BRD = torch.zeros(num_rows, num_tokens, width, dtype=dtype, device=self.device)
+        self._queries_BRD = torch.zeros_like(self._tokens_BRD)
+
+    @staticmethod
+    def num_places(history: int) -> int:
+        return history
+
+    def keep(self, rows_N: Tensor) -> None:
+        """Drop all other rows."""
+        super().keep(rows_N)
+        self._tokens_BRD, self._queries_BRD = self._tokens_BRD[rows_N], self._queries_BRD[rows_N]
+
+    def _run(self, tokens_B3D: Tensor, place: int) -> Tensor:
+        new = slice(TOKENS_A_STEP * place, TOKENS_A_STEP * (place + 1))
+        in_cache = slice(self.num_prompt + new.start, self.num_prompt + new.stop)
+        first = self._block(0)
+        query, key, value = first.attention_in(first.attention_norm(tokens_B3D)).chunk(3, dim=-1)
+        self._tokens_BRD[:, new], self._queries_BRD[:, new] = tokens_B3D, query
+        self._keys[0][:, :, in_cache], self._values[0][:, :, in_cache] = self._split(key), self._split(value)
+
+        ago_R = self._order()
+        # The oldest place holds an action of the step before the window: it is not seen.
+        bias = self._bias(ago_R, TOKENS_A_STEP * self.places) + self._additive(
+            F.pad(ago_R < TOKENS_A_STEP * self.places - 1, (self.num_prompt, 0), value=True)
+        )
+        state = slice(new.stop - 1, new.stop)
+        used = slice(0, len(ago_R))
+        if self.layers == 1:
+            return self._attend(
+                first, self._split(self._queries_BRD[:, state]), 0, self._tokens_BRD[:, state], bias[..., state, :]
             )
-            self._keys_and_values[layer] = kept_key, kept_value
-            return masked_attention(query, key, value, visible_QL)
+        hidden_BRD = self._attend(first, self._split(self._queries_BRD[:, used]), 0, self._tokens_BRD[:, used], bias)
+        for layer in range(1, self.layers):
+            block, is_last = self._block(layer), layer == self.layers - 1
+            normal_BRD = block.attention_norm(hidden_BRD)
+            # Actions are read at the newest state token only, so the last layer asks for no other.
+            asking = state if is_last else used
+            weights, biases = block.attention_in.weight.chunk(3), block.attention_in.bias.chunk(3)
+            query = F.linear(normal_BRD[:, asking], weights[0], biases[0])
+            seen_keys, seen_values = self._seen(layer)
+            seen_keys[:, :, self.num_prompt :] = self._split(F.linear(normal_BRD, weights[1], biases[1]))
+            seen_values[:, :, self.num_prompt :] = self._split(F.linear(normal_BRD, weights[2], biases[2]))
+            hidden_BRD = self._attend(block, self._split(query), layer, hidden_BRD[:, asking], bias[..., asking, :])
+        return hidden_BRD
 
-        return attend
+
+def make_decoder(backbone: PromptDT, num_rows: int, dtype: torch.dtype) -> Decoder:
+    """Return the decoder for a backbone's attention."""
+    decoder = CachedDecoder if backbone.config.attention == "banded" else WindowDecoder
+    return decoder(backbone, num_rows, dtype)
+
+
+def _dtype_of(backbone: PromptDT) -> torch.dtype:
+    return backbone.action_head.weight.dtype

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,18 +107,28 @@ def demonstrators(family: TaskFamily, quality: Quality) -> dict[Quality, Demonst
     return {name: shipped_demonstrator(family, name) for name in needed.get(quality, (quality,))}
 
 
-def policy_of(
-    family: TaskFamily, demonstrator: Demonstrator | None, seeds: Sequence[int]
-) -> "NetworkPolicy | ScriptedPolicy | RandomPolicy":
+def policy_of(family: TaskFamily, demonstrator: Demonstrator | None) -> "NetworkPolicy | ScriptedPolicy | RandomPolicy":
     """Return a batch policy, of random actions if there is no demonstrator.
 
-    The seeds, one an episode, address what is random in it.
+    The seed of each episode addresses what is random in it.
     """
     if demonstrator is None:
-        return RandomPolicy(family, seeds)
+        return RandomPolicy(family)
     if isinstance(demonstrator, ExpertNetwork):
         return NetworkPolicy(family, demonstrator)
-    return ScriptedPolicy(family, demonstrator, seeds)
+    return ScriptedPolicy(family, demonstrator)
+
+
+class SeededEpisode(Protocol):
+    """What a demonstrator must know of an episode."""
+
+    @property
+    def task(self) -> int:
+        """Task id."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the episode."""
 
 
 class NetworkPolicy:
@@ -130,9 +140,13 @@ class NetworkPolicy:
         self.family, self.network, self._expert = family, network, family.expert
         self._goal_BG: Floats = np.zeros((0, 0), np.float32)
 
-    def begin(self, tasks: Sequence[int]) -> None:
+    def begin(self, num_rows: int) -> None:
+        """Make room for the goals."""
+        self._goal_BG = np.zeros((num_rows, len(self.family.goal(self.family.tasks[0]))), np.float32)
+
+    def start(self, rows: NDArray[np.intp], requests: Sequence[SeededEpisode]) -> None:
         """Look up the goals of the tasks."""
-        self._goal_BG = np.array([self.family.goal(task) for task in tasks], np.float32)
+        self._goal_BG[rows] = [self.family.goal(request.task) for request in requests]
 
     def act(self, observations_BS: Floats) -> Floats:
         """Return deterministic actions (B, A)."""
@@ -142,6 +156,10 @@ class NetworkPolicy:
     def observe(self, rewards_B: Floats) -> None:
         """Ignore the rewards: the expert has no memory."""
 
+    def keep(self, rows: NDArray[np.intp]) -> None:
+        """Drop all other rows."""
+        self._goal_BG = self._goal_BG[rows]
+
 
 class ScriptedPolicy:
     """A family's hand-written controllers with noise, some actions replaced by uniformly random ones.
@@ -149,65 +167,91 @@ class ScriptedPolicy:
     Each episode has its own stream of noise.
     """
 
-    def __init__(self, family: TaskFamily, random_share: float, seeds: Sequence[int]) -> None:
-        """Take the share of actions to replace and one seed an episode."""
+    def __init__(self, family: TaskFamily, random_share: float) -> None:
+        """Take the share of actions to replace."""
         assert isinstance(family.expert, ScriptedExpert)
-        self.family, self.random_share, self.seeds, self._expert = family, random_share, seeds, family.expert
-        self._controllers: list[Controller] = []
-        self._goal_BG: Floats = np.zeros((0, 0), np.float32)
-        self._noise_TBA: NDArray[np.float64] = np.zeros((0, 0, 0))
-        self._random_TBA: NDArray[np.float64] = np.zeros((0, 0, 0))
-        self._replaced_TB: NDArray[np.bool_] = np.zeros((0, 0), bool)
-        self._step = 0
+        self.family, self.random_share, self._expert = family, random_share, family.expert
+        self._scripts: list[_Script] = []
 
-    def begin(self, tasks: Sequence[int]) -> None:
+    def begin(self, num_rows: int) -> None:
+        """Forget all episodes."""
+        self._scripts = []
+
+    def start(self, rows: NDArray[np.intp], requests: Sequence[SeededEpisode]) -> None:
         """Make a controller an episode and draw its noise."""
-        self._controllers = [self._expert.controller(task) for task in tasks]
-        self._goal_BG = np.array([self.family.goal(task) for task in tasks], np.float32)
         shape = (self.family.horizon, self.family.action_dim)
-        streams = [np.random.default_rng(seed) for seed in self.seeds]
-        self._noise_TBA = np.stack([stream.normal(0.0, SCRIPT_NOISE, shape) for stream in streams], axis=1)
-        self._random_TBA = np.stack([stream.uniform(-1.0, 1.0, shape) for stream in streams], axis=1)
-        chance = np.stack([stream.random(shape[0]) for stream in streams], axis=1)
-        self._replaced_TB = chance < self.random_share
-        self._step = 0
+        for row, request in zip(rows, requests, strict=True):
+            stream = np.random.default_rng(request.seed)
+            script = _Script(
+                self._expert.controller(request.task),
+                np.array(self.family.goal(request.task), np.float32),
+                stream.normal(0.0, SCRIPT_NOISE, shape),
+                stream.uniform(-1.0, 1.0, shape),
+                stream.random(shape[0]) < self.random_share,
+            )
+            self._scripts[row : row + 1] = [script]  # One more where the row is new.
 
     def act(self, observations_BS: Floats) -> Floats:
         """Return the next actions (B, A)."""
-        seen_BS = self._expert.reveal(observations_BS, self._goal_BG)
-        scripted_BA = np.stack([act(seen) for act, seen in zip(self._controllers, seen_BS, strict=True)])
-        noisy_BA = np.clip(scripted_BA, -1.0, 1.0) + self._noise_TBA[self._step]
-        replaced_B = self._replaced_TB[self._step]
-        actions_BA = np.where(replaced_B[:, None], self._random_TBA[self._step], noisy_BA)
-        self._step += 1
-        actions: Floats = actions_BA.astype(np.float32)
-        return actions
+        seen_BS = self._expert.reveal(observations_BS, np.array([script.goal_G for script in self._scripts]))
+        return np.array([script.act(seen) for script, seen in zip(self._scripts, seen_BS, strict=True)], np.float32)
 
     def observe(self, rewards_B: Floats) -> None:
         """Ignore the rewards."""
+
+    def keep(self, rows: NDArray[np.intp]) -> None:
+        """Drop all other rows."""
+        self._scripts = [self._scripts[row] for row in rows]
+
+
+@dataclass
+class _Script:
+    """One episode of a scripted policy."""
+
+    controller: Controller
+    goal_G: Floats
+    noise_TA: NDArray[np.float64]
+    random_TA: NDArray[np.float64]
+    replaced_T: NDArray[np.bool_]
+    step: int = 0
+
+    def act(self, seen: NDArray[np.float64]) -> NDArray[np.float64]:
+        # The controller is asked even where its action is replaced: it may have a memory.
+        scripted_A = np.clip(self.controller(seen), -1.0, 1.0) + self.noise_TA[self.step]
+        action_A: NDArray[np.float64] = self.random_TA[self.step] if self.replaced_T[self.step] else scripted_A
+        self.step += 1
+        return action_A
 
 
 class RandomPolicy:
     """Uniform actions, the lower reference of normalised scores; each episode has its own stream of actions."""
 
-    def __init__(self, family: TaskFamily, seeds: Sequence[int]) -> None:
-        """Take one seed an episode."""
-        self.family, self.seeds = family, seeds
-        self._actions_TBA: Floats = np.zeros((0, 0, 0), np.float32)
-        self._step = 0
+    def __init__(self, family: TaskFamily) -> None:
+        """Take the family whose actions are drawn."""
+        self.family = family
+        self._actions_BTA: Floats = np.zeros((0, 0, 0), np.float32)
+        self._step_B: NDArray[np.int64] = np.zeros(0, np.int64)
 
-    def begin(self, tasks: Sequence[int]) -> None:
-        """Draw every episode's actions."""
+    def begin(self, num_rows: int) -> None:
+        """Make room for every episode's actions."""
+        self._actions_BTA = np.zeros((num_rows, self.family.horizon, self.family.action_dim), np.float32)
+        self._step_B = np.zeros(num_rows, np.int64)
+
+    def start(self, rows: NDArray[np.intp], requests: Sequence[SeededEpisode]) -> None:
+        """Draw the episodes' actions."""
         shape = (self.family.horizon, self.family.action_dim)
-        streams = [np.random.default_rng(seed).uniform(-1.0, 1.0, shape) for seed in self.seeds]
-        self._actions_TBA = np.stack(streams, axis=1).astype(np.float32)
-        self._step = 0
+        self._actions_BTA[rows] = [np.random.default_rng(r.seed).uniform(-1.0, 1.0, shape) for r in requests]
+        self._step_B[rows] = 0
 
     def act(self, observations_BS: Floats) -> Floats:
         """Return the next drawn actions (B, A)."""
-        self._step += 1
-        actions_BA: Floats = self._actions_TBA[self._step - 1]
+        actions_BA: Floats = self._actions_BTA[np.arange(len(self._step_B)), self._step_B]
+        self._step_B += 1
         return actions_BA
 
     def observe(self, rewards_B: Floats) -> None:
         """Ignore the rewards."""
+
+    def keep(self, rows: NDArray[np.intp]) -> None:
+        """Drop all other rows."""
+        self._actions_BTA, self._step_B = self._actions_BTA[rows], self._step_B[rows]

@@ -109,6 +109,8 @@ class TaskFamily:
     """Family whose expert weights serve here too, as the tasks are the same."""
     make_options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the environment besides the task."""
+    max_simulators: int = 256
+    """Most simulators that one process should hold, for their memory."""
     terminates: bool = False
     """Whether an episode can end before the horizon."""
     has_success: bool = False

@@ -191,11 +191,17 @@ class MetaWorldEnv(TaskEnv):
         class_name, _ = self._tasks.place(task)
         self.task = task
         if self.simulator.class_name != class_name:
-            self.close()
-            self.simulator = Simulator(class_name, **self._options)
+            self._replace_simulator(class_name)
+
+    def _replace_simulator(self, class_name: str) -> None:
+        self.close()
+        self.simulator = Simulator(class_name, **self._options)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
         super().reset(seed=seed)
+        if self.diverged:
+            # Meta-World's reset leaves MuJoCo's counts of warnings, and who knows what else of a ruined state.
+            self._replace_simulator(self.simulator.class_name)
         return self.simulator.reset(self._tasks.vector(self.task)).astype(np.float32), {}
 
     def step(self, action: Floats) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
@@ -249,6 +255,7 @@ def meta_world_family(
         label=tasks.label,
         expert=ScriptedExpert(controller=tasks.controller, reveal=_reveal),
         make_options=asdict(tasks),
+        max_simulators=16,
         has_success=True,
         random_start=False,
     )

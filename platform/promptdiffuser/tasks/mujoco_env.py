@@ -34,8 +34,7 @@ _RESETTING_WARNINGS = [
 
 def lost_state(warnings: NDArray[np.int32]) -> NDArray[np.bool_]:
     """Tell from MuJoCo's counts of warnings since a reset, (..., 8), whether the state was replaced by the initial."""
-    lost: NDArray[np.bool_] = warnings[..., _RESETTING_WARNINGS].any(axis=-1)
-    return lost
+    return np.asarray(warnings[..., _RESETTING_WARNINGS].any(axis=-1))
 
 
 @dataclass(frozen=True)

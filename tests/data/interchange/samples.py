@@ -27,7 +27,7 @@ def draw_steps(length: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 def simulate(task: int, seeds: Sequence[int]) -> Episodes:
     """Run random actions in the real simulator."""
-    return EpisodeStepper(FAMILY).run([EpisodeRequest(task, seed) for seed in seeds], RandomPolicy(FAMILY, seeds))
+    return EpisodeStepper(FAMILY).run([EpisodeRequest(task, seed) for seed in seeds], RandomPolicy(FAMILY))
 
 
 def simulated_dataset(folder: Path, tasks: Sequence[int] = (7,), episodes: int = 3) -> Dataset:
