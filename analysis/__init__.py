@@ -1,1 +1,1 @@
-"""Reads finished experiments from MLflow into pandas: figures, intervals and the report."""
+"""Reads finished experiments from MLflow into pandas: statistics, figures and the report."""

@@ -11,7 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 
+from analysis.aggregates import performance_profile
 from analysis.intervals import task_interval
 from analysis.runs import EXPERT
 
@@ -39,6 +41,9 @@ _QUIET_INK = "#616e7c"
 _GRID = "#e4e7eb"
 _WIDTH_INCHES = 9.6
 _SMOOTHED_FROM = 100
+_PROFILE_FROM = -0.25
+"""Scores can lie far below the random policy's 0; a profile that showed them all would show nothing else."""
+_PROFILE_POINTS = 201
 
 
 def method_order(methods: Sequence[str]) -> list[str]:
@@ -97,7 +102,7 @@ def returns_per_task(episodes: pd.DataFrame, labels: Mapping[str, str]) -> Figur
             if len(of_task):
                 places.append(position + (rank - (len(methods) - 1) / 2) * spacing)
                 intervals.append(task_interval(of_task))
-        means = [interval.mean for interval in intervals]
+        means = [interval.estimate for interval in intervals]
         axes.vlines(places, [i.low for i in intervals], [i.high for i in intervals], colours[method], linewidth=2)
         axes.scatter(
             places,
@@ -118,6 +123,35 @@ def returns_per_task(episodes: pd.DataFrame, labels: Mapping[str, str]) -> Figur
     _style(axes)
     axes.grid(False, axis="x")
     figure.legend(loc="outside upper left", ncols=len(methods), frameon=False, fontsize=9, handletextpad=0.2)
+    return figure
+
+
+def performance_profiles(scores: Mapping[str, NDArray[np.float64]]) -> Figure:
+    """Draw which share of each method's runs scores above each normalised score, with its 95 % band.
+
+    The right panel is the left one from the lower quartile of all scores on, where good methods lie close together.
+    """
+    methods = method_order(list(scores))
+    colours = method_colours(methods)
+    everything = np.concatenate([scores[method].ravel() for method in methods])
+    low = max(_PROFILE_FROM, min(0.0, float(everything.min())))
+    high = max(1.0, float(everything.max())) + 0.02
+    figure = Figure(figsize=(_WIDTH_INCHES, 3.6), layout="constrained")
+    whole, upper = figure.subplots(1, 2, sharey=True)
+    for axes, start in ((whole, low), (upper, max(low, float(np.quantile(everything, 0.25))))):
+        thresholds = np.linspace(start, high, _PROFILE_POINTS)
+        for method in methods:
+            profile = performance_profile(scores[method], thresholds)
+            axes.fill_between(thresholds, profile.low_T, profile.high_T, color=colours[method], alpha=0.18, linewidth=0)
+            axes.plot(thresholds, profile.share_T, color=colours[method], linewidth=1.8, label=method_label(method))
+        axes.set_xlim(start, high)
+        axes.set_ylim(0, 1.02)
+        axes.set_xlabel("normalised score", color=_QUIET_INK)
+        _style(axes)
+    whole.set_ylabel("share of runs above it", color=_QUIET_INK)
+    figure.legend(
+        handles=whole.lines, loc="outside upper left", ncols=len(methods), frameon=False, fontsize=9, handletextpad=0.4
+    )
     return figure
 
 

@@ -1,67 +1,106 @@
-"""Bootstrap intervals of means, and of paired differences between two methods.
+"""Percentile intervals from bootstrap resamples.
 
-Axes: P prompts, D bootstrap draws.
+The interval is that of Agarwal et al. 2021 (arXiv:2108.13264, section 4.1): the runs of each task are drawn again with
+replacement, and the 2.5th and 97.5th percentiles of the number in question over such resamples are its bounds.
+Axes: R resamples, N runs, J tasks.
 """
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 
-DRAWS = 10_000
+from promptdiffuser.evaluation.scores import CONFIDENCE, RESAMPLES, bootstrap_interval
+from promptdiffuser.seeding import numpy_generator
+
+Tasks = Literal["fixed", "sampled"]
+"""Whether a number is about the test tasks as they are, or about tasks of which they are a random sample."""
+_NUMBERS_AT_ONCE = 2**22
+_TAIL = (1 - CONFIDENCE) / 2
 
 
 @dataclass(frozen=True)
 class Interval:
     """An estimate with its 95 % percentile bootstrap interval."""
 
-    mean: float
+    estimate: float
     low: float
     high: float
 
-
-@dataclass(frozen=True)
-class PairedDifference:
-    """How much more return a method gets than a baseline on the same tasks."""
-
-    interval: Interval
-    """Mean difference over tasks; the tasks are resampled."""
-    tasks_better: int
-    num_tasks: int
-
-    @property
-    def settled(self) -> bool:
-        """Whether the interval leaves zero out."""
-        return self.interval.low > 0 or self.interval.high < 0
+    def excludes(self, value: float) -> bool:
+        """Return whether a value lies outside."""
+        return not self.low <= value <= self.high
 
 
-def bootstrap_mean(values: ArrayLike) -> Interval:
-    """Return the mean of independent values; a single value has no width. The same values give the same interval."""
-    sample = np.asarray(values, dtype=np.float64)
-    rows = np.random.default_rng(0).integers(len(sample), size=(DRAWS, len(sample)))
-    low, high = np.quantile(sample[rows].mean(axis=1), (0.025, 0.975))
-    return Interval(float(sample.mean()), float(low), float(high))
+def bounds(draws_R: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the lower and the upper bound (2, ...) of what was drawn (R, ...)."""
+    return np.asarray(np.quantile(draws_R, (_TAIL, 1 - _TAIL), axis=0))
+
+
+def bootstrap(
+    scores_NJ: NDArray[np.float64],
+    statistic: Callable[[NDArray[np.float64]], Any],
+    tasks: Tasks = "fixed",
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Interval:
+    """Return a number computed from scores (N, J) with its stratified bootstrap interval.
+
+    As rliable's `get_interval_estimates` with `StratifiedBootstrap` (rliable/library.py): runs are drawn within each
+    task; with `tasks="sampled"` (there `task_bootstrap`) tasks are drawn too. Equal scores give an equal interval.
+
+    Args:
+        scores_NJ: One row a run, one column a task.
+        statistic: Function of scores (..., N, J) that returns numbers (...), as those in analysis/aggregates.py.
+        tasks: What the number is about.
+        seed: Address of the resamples.
+        resamples: How many.
+    """
+    low, high = bounds(resampled(scores_NJ, statistic, tasks, seed, resamples))
+    return Interval(float(statistic(scores_NJ)), float(low), float(high))
+
+
+def resampled(
+    values_NJ: NDArray[Any],
+    statistic: Callable[[NDArray[Any]], Any],
+    tasks: Tasks = "fixed",
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> NDArray[np.float64]:
+    """Return a statistic (R, ...) of resampled values; memory is bounded whatever their number."""
+    return np.concatenate([statistic(drawn_RNJ) for drawn_RNJ in _draws(values_NJ, tasks, seed, resamples)])
+
+
+def _draws(values_NJ: NDArray[Any], tasks: Tasks, seed: int, resamples: int) -> Iterator[NDArray[Any]]:
+    generator = numpy_generator(seed, "stratified-bootstrap")
+    at_once = max(1, _NUMBERS_AT_ONCE // values_NJ.size)
+    num_runs, num_tasks = values_NJ.shape
+    for start in range(0, resamples, at_once):
+        number = min(at_once, resamples - start)
+        rows = generator.integers(num_runs, size=(number, num_runs, num_tasks))
+        columns = np.arange(num_tasks)
+        if tasks == "sampled":
+            columns = generator.integers(num_tasks, size=(number, 1, num_tasks))
+        yield values_NJ[rows, columns]
+
+
+def mean_interval(units: Mapping[int, NDArray[np.float64]], seed: int = 0) -> Interval:
+    """Return the mean over tasks of the mean over each task's units, which are resampled; tasks may differ in number.
+
+    The interval is the evaluation's own (`promptdiffuser.evaluation.scores.bootstrap_interval`).
+    """
+    estimate = np.mean([values.mean() for values in units.values()])
+    return Interval(float(estimate), *bootstrap_interval(units, seed))
 
 
 def task_interval(episodes: pd.DataFrame) -> Interval:
     """Return the mean return of one method on one task, every prompt counting the same.
 
-    Episodes that share a prompt are not independent, so prompts are resampled, and then the episodes of each.
+    Episodes that share a prompt are not independent, so prompts are resampled, each with all its episodes. The mean of
+    a prompt already varies by its episodes; drawing those again would count their variance twice (Davison and Hinkley,
+    Bootstrap Methods and their Application, 1997, section 3.8).
     """
-    generator = np.random.default_rng(0)
-    returns_by_prompt = [own.to_numpy() for _, own in episodes.groupby("prompt")["return"]]
-    draws_PD = np.stack(
-        [own[generator.integers(len(own), size=(DRAWS, len(own)))].mean(axis=1) for own in returns_by_prompt]
-    )
-    prompts_PD = generator.integers(len(draws_PD), size=draws_PD.shape)
-    draws_D = np.take_along_axis(draws_PD, prompts_PD, axis=0).mean(axis=0)
-    low, high = np.quantile(draws_D, (0.025, 0.975))
-    return Interval(float(np.mean([own.mean() for own in returns_by_prompt])), float(low), float(high))
-
-
-def paired_difference(episodes: pd.DataFrame, method: str, baseline: str) -> PairedDifference:
-    """Return `method` minus `baseline`, paired by task."""
-    means = episodes.pivot_table(index="task", columns="method", values="return", aggfunc="mean")
-    difference = (means[method] - means[baseline]).dropna()
-    return PairedDifference(bootstrap_mean(difference), int((difference > 0).sum()), len(difference))
+    return mean_interval({0: episodes.groupby("prompt")["return"].mean().to_numpy()})

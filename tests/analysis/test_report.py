@@ -13,9 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.intervals import bootstrap_mean, paired_difference, task_interval
-from analysis.report import conclusions, render, write_report
+from analysis.aggregates import interquartile_mean, optimality_gap, probability_of_improvement
+from analysis.intervals import Interval, bootstrap
+from analysis.pairs import paired_difference
+from analysis.report import conclusions, render, scored_episodes, write_report
 from analysis.runs import load_experiment
+from analysis.scores import run_scores
+from analysis.variance import variance_components
 from promptdiffuser.errors import UserError
 from promptdiffuser.tasks import FAMILIES
 from promptdiffuser.tracking.store import Tracker
@@ -94,12 +98,66 @@ def test_tables_show_the_summary(experiment: Any, page: Page) -> None:
         assert [numbers(cell)[0] for cell in cells[1:]] == pytest.approx(expected, abs=0.006)
 
 
+def test_tables_show_the_statistics(experiment: Any, page: Page) -> None:
+    """The sections on evidence show what the functions of analysis/ return for the episodes."""
+    episodes = scored_episodes(load_experiment(experiment.uri, experiment.name))
+    scores = run_scores(episodes)
+    others = ["other-task-prompt", "prompt-diffuser", "prompt-diffuser-context"]
+
+    def shown(interval: Interval) -> list[float]:
+        return [interval.estimate, interval.low, interval.high]
+
+    for name, cells in zip(["prompt-dt", *others], page.rows["scores"][1:], strict=True):
+        assert numbers(cells[1]) == pytest.approx(shown(bootstrap(scores[name], interquartile_mean)), abs=0.0006)
+        assert numbers(cells[3]) == pytest.approx(shown(bootstrap(scores[name], optimality_gap)), abs=0.0006)
+        if name == "prompt-dt":
+            assert cells[4] == "–"
+        else:
+            chance = probability_of_improvement(scores[name], scores["prompt-dt"])
+            assert numbers(cells[4]) == pytest.approx(shown(chance), abs=0.006)
+    for name, cells in zip(others, page.rows["differences"][1:], strict=True):
+        paired = paired_difference(episodes, name, "prompt-dt")
+        bounds = [*shown(paired.on_these_tasks), *shown(paired.on_tasks_like_these)[1:], paired.tasks_better, 3]
+        assert numbers(" ".join(cells[1:])) == pytest.approx(bounds, abs=0.006)
+    assert page.rows["variance"][0] == ["Method", "Task", "Prompt", "Episode"]
+    for name, cells in zip(["prompt-dt", *others], page.rows["variance"][1:], strict=True):
+        components = variance_components(episodes, name)
+        expected = zip(np.sqrt(components["variance"].clip(lower=0)), 100 * components["share"], strict=True)
+        assert [numbers(cell) for cell in cells[1:]] == [pytest.approx(pair, abs=0.51) for pair in expected]
+
+
+def test_a_report_comes_out_of_every_evaluation(experiment: Any) -> None:
+    """What cannot be computed is replaced by its reason; episodes without a return are left out and counted."""
+    results = load_experiment(experiment.uri, experiment.name)
+    episodes = results.episodes
+
+    def page_of(changed: Any) -> Page:
+        return Page(render(dataclasses.replace(results, episodes=changed)))
+
+    lost = episodes.assign(diverged=False)
+    lost.loc[0, ["diverged", "return"]] = [True, np.nan]
+    diverged = page_of(lost)
+    assert "1 of 72 episodes have no return because their simulator diverged" in diverged.text["conclusions"]
+    assert "Not computed: method 'prompt-dt' has from 2 to 3 values of episode" in diverged.text["variance"]
+    assert len(diverged.rows["scores"]) == len(diverged.rows["differences"]) + 1 == 5
+    targets = page_of(pd.concat([lost.assign(target_return=0.0), episodes.assign(target_return=9.0)]))
+    assert targets.text["conclusions"] == diverged.text["conclusions"]
+    single = page_of(episodes[(episodes["prompt"] == 0) & (episodes["episode"] == 0)])
+    assert "nothing resampled), better on 3 of 3: one episode a task does not say" in single.text["conclusions"]
+    alone = page_of(episodes[episodes["method"] == "prompt-diffuser"])
+    assert "Not computed: the experiment has no method 'prompt-dt'" in alone.text["differences"]
+    assert alone.rows["scores"][0] == ["Method", "Interquartile mean", "", "Optimality gap"]
+    broken = page_of(episodes.assign(**{"return": np.nan}))
+    assert "18 of 18 episodes of method 'other-task-prompt' have no finite return" in broken.text["conclusions"]
+
+
 def test_page_is_complete_and_self_contained(experiment: Any, page: Page) -> None:
     """All sections are there, text is escaped, and nothing is fetched from elsewhere."""
     assert list(page.text)[1:] == [
-        "conclusions", "methods", "tasks", "returns", "prompts", "training", "provenance"
+        "conclusions", "methods", "scores", "differences", "tasks", "returns", "variance", "prompts", "training",
+        "provenance",
     ]  # fmt: skip
-    assert len(page.sources) == 3
+    assert len(page.sources) == 4
     assert all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
     facts = {row[0]: row[1] for row in page.rows["provenance"] if len(row) == 2}
     assert facts["command"] == "python jobs/pipeline.py <synthetic> --seed 7"
@@ -174,20 +232,3 @@ def test_load_keeps_what_was_logged(experiment: Any) -> None:
     assert len(results.episodes) == 4 * 3 * 2 * 3
     assert len(results.prompts) == 5 * 3 * 6
     assert results.prompts["features"][0].shape == (135,)
-
-
-def test_intervals() -> None:
-    """The bootstrap of a mean has about the width of the normal one, respects prompts, and pairs by task."""
-    values = np.random.default_rng(3).normal(size=400)
-    interval = bootstrap_mean(values)
-    half_width = 1.96 * values.std() / 20
-    assert interval.low == pytest.approx(values.mean() - half_width, rel=0.05)
-    assert interval.high == pytest.approx(values.mean() + half_width, rel=0.05)
-    # Two prompts of equal episodes: only the prompts vary, so the interval reaches from one to the other.
-    shared = pd.DataFrame({"prompt": [0] * 50 + [1] * 50, "return": [1.0] * 50 + [3.0] * 50})
-    assert task_interval(shared).low == 1.0
-    assert task_interval(shared).high == 3.0
-    rows = [(m, t, 100.0 * t + (5.0 if m == "new" else 0.0)) for m in ("new", "old") for t in range(4)]
-    paired = paired_difference(pd.DataFrame(rows, columns=["method", "task", "return"]), "new", "old")
-    assert (paired.interval.low, paired.interval.high, paired.tasks_better) == (5.0, 5.0, 4)
-    assert paired.settled
