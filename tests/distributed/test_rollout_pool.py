@@ -1,19 +1,31 @@
 """The rollout pool: what it returns depends on the blocks alone."""
 
+import dataclasses
 import os
+import signal
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import ray
+import torch
 
 from promptdiffuser.data.manifest import FileRecord
 from promptdiffuser.data.storage import Storage
 from promptdiffuser.distributed.rollouts import RolloutPool
-from promptdiffuser.evaluation.blocks import CollectBlock
+from promptdiffuser.errors import UserError
+from promptdiffuser.evaluation.blocks import CollectBlock, EvaluationBlock
+from promptdiffuser.evaluation.policies import AdaptedPolicies
+from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.evaluation.stepping import EpisodeStepper
+from promptdiffuser.tasks import get_family
+from tests.evaluation.synthetic_policies import tiny_backbone, tiny_pool
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -86,3 +98,107 @@ def test_two_users_may_share_the_actors(alone: dict[int, FileRecord], tmp_path: 
     both = ray.get([use.remote(pool, blocks_in(tmp_path / name)) for name in ("first", "second")])
     pool.close()
     assert both == [alone, alone]
+
+
+# --- evaluations
+
+
+FAMILY = get_family("cheetah-vel")
+PROTOCOL = ProtocolConfig(prompts=2, episodes_per_prompt=2)
+NUM_BLOCKS = 10
+KILLS = 2
+"""One less than the deaths after which a block is given up, as both may hit the same one."""
+
+
+@dataclass(frozen=True)
+class WatchedBlock:
+    """Leaves the process number of its actor in a folder while it runs."""
+
+    inner: EvaluationBlock
+    folder: Path
+
+    def run(self, stepper: EpisodeStepper, shared: Any) -> Any:
+        marker = self.folder / str(os.getpid())
+        marker.touch()
+        result = self.inner.run(stepper, shared)
+        marker.unlink()
+        return result
+
+
+def evaluate(num_actors: int, folder: Path) -> tuple[pd.DataFrame, float]:
+    """Evaluate two methods on tasks of several kinds; return the episodes in order and the actors' peak memory."""
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    pool_a, normaliser = tiny_pool(FAMILY, [1, 2])
+    pool_b, _ = tiny_pool(FAMILY, [3, 4], seed=1)
+    tasks = FAMILY.test_tasks
+    policies = AdaptedPolicies(
+        tiny_backbone(FAMILY),
+        normaliser,
+        {"a": dict.fromkeys(tasks, pool_a.prompts), "b": dict.fromkeys(tasks, pool_b.prompts)},
+    )
+    requests = PROTOCOL.requests(FAMILY, ["a", "b"], tasks)
+    size = len(requests) // NUM_BLOCKS
+    blocks = [
+        WatchedBlock(EvaluationBlock(number, tuple(requests[number * size : (number + 1) * size]), PROTOCOL), folder)
+        for number in range(NUM_BLOCKS)
+    ]
+    pool = RolloutPool(FAMILY.name, num_actors)
+    try:
+        done = [(block.inner.number, frame) for block, frame in pool.run(blocks, policies)]
+    finally:
+        pool.close()
+    assert sorted(number for number, _ in done) == list(range(NUM_BLOCKS)), "a block is missing or came twice"
+    frames = [frame for _, frame in sorted(done, key=lambda pair: pair[0])]
+    return pd.concat(frames, ignore_index=True).drop(columns="seconds"), pool.peak_memory_gib
+
+
+@pytest.fixture(scope="module")
+def evaluated_alone(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    episodes, memory_gib = evaluate(1, tmp_path_factory.mktemp("evaluated"))
+    assert 0.1 < memory_gib < 2
+    assert np.isfinite(episodes["return"]).all()
+    return episodes
+
+
+@pytest.mark.parametrize("num_actors", [2, 4])
+def test_every_episode_is_the_same_on_any_number_of_actors(
+    evaluated_alone: pd.DataFrame, num_actors: int, tmp_path: Path
+) -> None:
+    pd.testing.assert_frame_equal(evaluate(num_actors, tmp_path)[0], evaluated_alone, check_exact=True)
+
+
+def test_actors_killed_at_random_moments_lose_nothing_and_double_nothing(
+    evaluated_alone: pd.DataFrame, tmp_path: Path
+) -> None:
+    killed, stop, generator = set[int](), threading.Event(), np.random.default_rng()
+
+    def kill() -> None:
+        while len(killed) < KILLS and not stop.is_set():
+            time.sleep(generator.uniform(0, 0.3))
+            running = sorted({int(marker.name) for marker in tmp_path.iterdir()} - killed)
+            if running:
+                victim = int(generator.choice(running))
+                os.kill(victim, signal.SIGKILL)
+                killed.add(victim)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        episodes, _ = evaluate(2, tmp_path)
+    finally:
+        stop.set()
+        thread.join()
+    assert len(killed) == KILLS
+    pd.testing.assert_frame_equal(episodes, evaluated_alone, check_exact=True)
+
+
+def test_an_action_that_is_not_finite_stops_the_evaluation_with_its_name(tmp_path: Path) -> None:
+    pool_a, normaliser = tiny_pool(FAMILY, [1, 2])
+    broken = dataclasses.replace(pool_a.prompts, states=pool_a.prompts.states.clone())
+    broken.states[1] = torch.nan
+    policies = AdaptedPolicies(tiny_backbone(FAMILY), normaliser, {"a": {7: broken}})
+    block = EvaluationBlock(0, tuple(PROTOCOL.requests(FAMILY, ["a"], [7])), PROTOCOL)
+    pool = RolloutPool(FAMILY.name, 1)
+    with pytest.raises(UserError, match=r"not finite at step 0 of .*task=7.*method='a', prompt=1"):
+        list(pool.run([block], policies))
+    pool.close()

@@ -27,7 +27,8 @@ def connect(cluster: ClusterConfig, trials: int = 0, validates: bool = False) ->
         validates: Whether the rollout actors work beside the Train workers, on snapshots.
 
     Raises:
-        UserError: The named cluster does not answer, or the experiment needs more CPUs or GPUs than there are.
+        UserError: The named cluster does not answer, the experiment needs more CPUs or GPUs than there are, or torch
+            cannot use the GPUs.
     """
     if ray.is_initialized():
         _require(cluster, trials, validates, ray.cluster_resources())
@@ -51,6 +52,8 @@ def connect(cluster: ClusterConfig, trials: int = 0, validates: bool = False) ->
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address}; start one or unset it") from error
     _require(cluster, trials, validates, ray.cluster_resources())
+    if cluster.gpus_per_worker:
+        _require_cuda(cluster.gpus_per_worker)
 
 
 def _require(cluster: ClusterConfig, trials: int, validates: bool, available: Mapping[str, float]) -> None:
@@ -75,3 +78,17 @@ def _require(cluster: ClusterConfig, trials: int, validates: bool, available: Ma
             f"the experiment asks for {gpus:g} GPUs, the Ray cluster has {has_gpus:g}; lower "
             "--cluster.train-workers, --cluster.gpus-per-worker or --cluster.gpus-per-actor (0 computes on CPUs)"
         )
+
+
+def _require_cuda(gpus_per_worker: float) -> None:
+    """Let a process that holds a worker's GPUs tell whether torch sees them; a node may declare GPUs that it lacks."""
+    version, sees_cuda = ray.get(ray.remote(num_cpus=0, num_gpus=gpus_per_worker)(_torch_and_cuda).remote())
+    if not sees_cuda:
+        raise UserError(
+            f"the Ray cluster declares GPUs, but torch {version} there sees no CUDA device; install a build with CUDA "
+            "on its nodes, or train on CPUs by --cluster.gpus-per-worker 0"
+        )
+
+
+def _torch_and_cuda() -> tuple[str, bool]:
+    return torch.__version__, torch.cuda.is_available()

@@ -41,6 +41,8 @@ class RolloutActor:
         torch.set_num_threads(1)
         self._stepper = EpisodeStepper(get_family(family), torch.device("cuda" if on_gpu else "cpu"))
 
+    # Without retries a call is refused while Ray starts the actor again.
+    @ray.method(max_task_retries=SILENT_RESTARTS)
     def ready(self) -> None:
         """Answer once the actor has started."""
 

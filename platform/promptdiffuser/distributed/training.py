@@ -13,7 +13,7 @@ import ray
 import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from torch import Tensor
 
 from promptdiffuser.data.few_shot import FewShotConfig
@@ -72,6 +72,7 @@ def train_on_cluster(job: TrainJob, cluster: ClusterConfig, validation: Validati
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job, "cluster": cluster},
+        torch_config=process_group(cluster),
         scaling_config=scaling(cluster),
         run_config=RunConfig(
             name="ray-train", storage_path=str(job.folder), failure_config=FailureConfig(max_failures=WORKER_FAILURES)
@@ -96,6 +97,11 @@ def scaling(cluster: ClusterConfig) -> ScalingConfig:
         use_gpu=cluster.gpus_per_worker > 0,
         resources_per_worker={"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker},
     )
+
+
+def process_group(cluster: ClusterConfig) -> TorchConfig:
+    """Return how the workers sum their gradients: NCCL refuses two on one GPU, where Ray puts them if it can."""
+    return TorchConfig(backend="nccl" if cluster.gpus_per_worker >= 1 else "gloo")
 
 
 def _fit_interruptibly(trainer: TorchTrainer) -> None:
