@@ -1,0 +1,118 @@
+"""An elastic training on a cluster of two nodes that loses one of them and, if asked to, is given another.
+
+python -m tests.distributed.elastic DATASET FOLDER {resident,streaming} [grow]
+
+In a process of its own, because its cluster must not be the one that the other tests share. FOLDER/marks then names how
+many workers began at which update.
+"""
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ray
+import torch
+from ray.cluster_utils import Cluster
+
+from promptdiffuser.data.normaliser import Normaliser
+from promptdiffuser.data.plans import Rounds, RoundsConfig
+from promptdiffuser.data.store import Dataset, open_dataset
+from promptdiffuser.data.windows import PromptPool, WindowSource
+from promptdiffuser.distributed import training as ray_training
+from promptdiffuser.distributed.cluster import connect
+from promptdiffuser.experiment import ClusterConfig
+from promptdiffuser.learning.backbone import BackboneLearning, BackboneLossConfig
+from promptdiffuser.learning.engine import OptimisationConfig
+from promptdiffuser.learning.trainings import BackboneTraining
+from promptdiffuser.models.backbone import BackboneConfig
+from promptdiffuser.tracking.store import prepare
+
+TASKS = (0, 1, 3, 5)
+STEPS = 12
+WHOLE, SHRUNK, GROWN = "2-from-update-0", "1-from-update-4", "2-from-update-8"
+"""Marks: with both nodes; after the first checkpoint, without one; after the second, with the new one."""
+
+
+def training_of(dataset: Dataset) -> BackboneTraining:
+    return BackboneTraining(
+        family="cheetah-vel",
+        seed=0,
+        backbone=BackboneConfig(width=16, layers=1, history=4, prompt_length=3, dropout=0.0),
+        loss=BackboneLossConfig(batch_size=12, precision="fp32"),
+        optimisation=OptimisationConfig(
+            steps=STEPS, learning_rate=1e-3, schedule="constant", clip_norm=1.0, checkpoint_every=4
+        ),
+        statistics=Normaliser.fit(dataset.parts(TASKS), 500.0).tensors(),
+        dataset_digest=dataset.manifest.digest,
+        rounds=Rounds(RoundsConfig(files=2, steps=6), tuple(record.episodes for _, record in dataset.files(TASKS))),
+    )
+
+
+@dataclass(frozen=True)
+class WatchedTraining(BackboneTraining):
+    """A training whose workers leave a mark where they begin, and that changes of the cluster meet in the middle."""
+
+    marks: Path = Path()
+    waits: Mapping[int, str] = field(default_factory=dict)
+    """Updates at which it stands still until a mark is there."""
+
+    def learning_task(self, windows: WindowSource, pool: PromptPool, device: torch.device) -> BackboneLearning:
+        task = super().learning_task(windows, pool, device)
+        share, begun_at = task.share, []
+
+        def watched(parameters, step):
+            if not begun_at:
+                begun_at.append(step)
+                (self.marks / f"{ray.train.get_context().get_world_size()}-from-update-{step}").touch()
+            while step in self.waits and not (self.marks / self.waits[step]).exists():
+                time.sleep(0.1)
+            return share(parameters, step)
+
+        task.share = watched
+        return task
+
+
+def main(location: str, folder: Path, data: str, *grow: str) -> None:
+    """Train; a node leaves after the first checkpoint, another may come once the training has gone on without it."""
+    # A node has room for one worker, and the first for the Ray Data tasks too.
+    settings = ClusterConfig(train_workers=1, max_train_workers=2, cpus_per_worker=2, data=data)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
+    leaving = cluster.add_node(num_cpus=2)
+    # Ray Train first starts as many workers as before and waits this long for the node that has left, a minute by
+    # default; and it looks for new nodes once in a minute.
+    os.environ |= {"RAY_ADDRESS": cluster.address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3"}
+    scaling = ray_training.scaling
+    ray_training.scaling = lambda config: dataclasses.replace(scaling(config), elastic_resize_monitor_interval_s=1.0)
+    connect(settings)
+    dataset, marks = open_dataset(location), folder / "marks"
+    marks.mkdir()
+    waits = {6: SHRUNK} | ({10: GROWN} if grow else {})
+    training = WatchedTraining(**vars(training_of(dataset)), marks=marks, waits=waits)
+    run = prepare(f"sqlite:///{folder}/mlflow.db", "test").run("test", "test", None, {})
+    job = ray_training.TrainJob(training, dataset, TASKS, "expert", folder, run)
+    # Nodes can be added in the main thread alone.
+    trained = ThreadPoolExecutor(1).submit(ray_training.train_on_cluster, job, settings)
+    wait_for((folder / "checkpoints" / "step-00000004").exists, trained)
+    cluster.remove_node(leaving)
+    if grow:
+        wait_for((marks / SHRUNK).exists, trained)
+        cluster.add_node(num_cpus=2)
+    trained.result()
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def wait_for(happened: Callable[[], bool], trained: Future[None]) -> None:
+    while not happened():
+        if trained.done():
+            raise RuntimeError("the training has ended too early") from trained.exception()
+        time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
