@@ -145,7 +145,10 @@ def summarise(
         "command": workspace.command,
         "seed": experiment.seed,
         "methods": {
-            method: targets[compared_at] | costs[method] | {"targets": targets} for method, targets in by_target.items()
+            method: targets[compared_at]
+            | costs[method]
+            | {"targets": {target: {key: of_target[key] for key in SHOWN} for target, of_target in targets.items()}}
+            for method, targets in by_target.items()
         },
     }
 

@@ -8,7 +8,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import accelerator, collection, hot_loops, large_dataset, quickstart, training
+from tests.benchmarks import (
+    accelerator,
+    collection,
+    evaluation,
+    hot_loops,
+    large_dataset,
+    physics,
+    quickstart,
+    training,
+)
 from tests.benchmarks.entry import Ratio, Value
 
 BENCHMARKS = {
@@ -16,6 +25,8 @@ BENCHMARKS = {
     "training": training.run,
     "accelerator": accelerator.run,
     "hot_loops": hot_loops.run,
+    "physics": physics.run,
+    "evaluation": evaluation.run,
     "collection": collection.run,
     "large_dataset": large_dataset.run,
 }

@@ -10,12 +10,8 @@ from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.plans import Planner
 from promptdiffuser.data.windows import PromptPool as Pool
-from promptdiffuser.data.windows import ResidentEpisodes, Segments, cut_pool_pieces
-from promptdiffuser.evaluation.policies import PromptedPolicy
+from promptdiffuser.data.windows import ResidentEpisodes, cut_pool_pieces
 from promptdiffuser.evaluation.stepping import EpisodeRequest, EpisodeStepper
-from promptdiffuser.learning.backbone import freeze
-from promptdiffuser.learning.model_folders import build_backbone
-from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.experts import RandomPolicy
 from tests.benchmarks.entry import Ratio
@@ -33,7 +29,7 @@ def run() -> list[Ratio]:
     normaliser = Normaliser.fit([episodes], FAMILY.return_scale)
     resident = ResidentEpisodes.build(episodes, np.arange(len(episodes)), normaliser, CPU)
     pool = Pool.build(cut_pool_pieces(episodes, 5, 16), normaliser, CPU)
-    return [_gather(episodes, resident, pool), _lockstep(normaliser, pool)]
+    return [_gather(episodes, resident, pool)]
 
 
 def _rate(work: Callable[[], object], repeats: int, per_repeat: int) -> float:
@@ -62,20 +58,3 @@ def _gather(episodes: Episodes, resident: ResidentEpisodes, pool: Pool) -> Ratio
     ours = _rate(lambda: resident.segments(plan.episodes, plan.starts, 20), 200, BATCH)
     other = _rate(sample_by_sample, 50, BATCH)
     return Ratio("batch/gather", ours / other, ours, other, "windows/s", "window by window in Python", COMMAND)
-
-
-def _lockstep(normaliser: Normaliser, pool: Pool) -> Ratio:
-    backbone = freeze(build_backbone(BackboneConfig(), FAMILY, "bench"))
-    stepper = EpisodeStepper(FAMILY)
-
-    def episodes_at_once(num: int) -> None:
-        prompts: Segments = pool.prompts.select(slice(num))
-        stepper.run(
-            [EpisodeRequest(0, seed) for seed in range(num)], PromptedPolicy(FAMILY, backbone, normaliser, prompts)
-        )
-
-    ours = _rate(lambda: episodes_at_once(32), 1, 32 * FAMILY.horizon)
-    other = _rate(lambda: episodes_at_once(1), 2, FAMILY.horizon)
-    return Ratio(
-        "evaluation/lockstep-32", ours / other, ours, other, "policy steps/s", "one episode at a time", COMMAND
-    )

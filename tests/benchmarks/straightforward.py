@@ -1,8 +1,9 @@
-"""The backbone and its update as one would write them down first, to measure against.
+"""The backbone, its update and its evaluation as one would write them down first, to measure against.
 
 The same architecture, batch and number format: every token goes through every layer and the final norm, torch's fused
 attention takes a mask over padding, autocast casts, `backward` fills one gradient a parameter, AdamW updates them one
-by one. Batches come from the same vectorised gather.
+by one. Batches come from the same vectorised gather. A decision puts the last steps of every episode through the whole
+network.
 """
 
 import torch
@@ -88,3 +89,37 @@ class StraightforwardTraining:
         self.optimizer.step()
         self.step += 1
         return loss.item()
+
+
+class StraightforwardPolicy:
+    """Decides for episodes in lockstep from a window of their last steps, computed anew at every step."""
+
+    def __init__(self, model: StraightforwardBackbone, prompts: Segments, history: int, bf16: bool) -> None:
+        self.model, self.prompts, self.history, self.bf16 = model.eval(), prompts, history, bf16
+        num = len(prompts)
+        self.returns_to_go, self.rewards = torch.zeros(num, 1), torch.zeros(num, 1)
+        self.states = torch.zeros(num, 0, prompts.states.shape[-1])
+        self.actions = torch.zeros(num, 0, prompts.actions.shape[-1])
+
+    @torch.no_grad()
+    def act(self, states: Tensor) -> Tensor:
+        num, step = len(states), self.states.shape[1]
+        self.states = torch.cat([self.states, states[:, None]], dim=1)
+        self.actions = torch.cat([self.actions, torch.zeros(num, 1, self.actions.shape[-1])], dim=1)
+        steps = torch.arange(max(0, step + 1 - self.history), step + 1)
+        history = Segments(
+            returns_to_go=self.returns_to_go[:, steps],
+            states=self.states[:, steps],
+            actions=self.actions[:, steps],
+            rewards=torch.zeros(num, len(steps)),
+            timesteps=steps.expand(num, -1),
+            valid=torch.ones(num, len(steps), dtype=torch.bool),
+        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            action = self.model(history, self.prompts)[:, -1].float()
+        self.actions[:, -1] = action
+        return action
+
+    def observe(self, scaled_rewards: Tensor) -> None:
+        next_return = self.returns_to_go[:, -1:] - scaled_rewards[:, None]
+        self.returns_to_go = torch.cat([self.returns_to_go, next_return], dim=1)
