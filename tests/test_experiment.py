@@ -140,6 +140,10 @@ IMPOSSIBLE = {
     "evaluation__prompts": [0],
     "evaluation__episodes_per_prompt": [0],
     "evaluation__few_shot__episodes": [0],
+    "evaluation__prompt_use": ["never"],
+    "evaluation__horizon": [-1],
+    "evaluation__precision": ["fp8"],
+    "evaluation__target_returns": [[1.0, 1.0]],
     "evaluation__few_shot__quality": ["superb", "medium"],
     "evaluation__few_shot__returns": ["best"],
     "diffuser__few_shot__snapshot_every": [10],
@@ -148,6 +152,7 @@ IMPOSSIBLE = {
     "cluster__max_train_workers": [-1],
     "cluster__cpus_per_worker": [0],
     "cluster__gpus_per_worker": [-1.0, 1.5],
+    "cluster__gpus_per_actor": [-0.5, 2.5],
     "cluster__data": ["remote"],
     "cluster__rollout_actors": [0],
     "cluster__local_cpus": [0],
@@ -191,6 +196,7 @@ def test_value_of_another_type_is_refused_by_name(path: str) -> None:
     [
         ({"backbone__width": 100, "backbone__heads": 8}, ["backbone.heads", "backbone.width", "100"]),
         ({"backbone__history": 300}, ["backbone.history", "300", "200"]),
+        ({"evaluation__horizon": 201}, ["evaluation.horizon", "201", "200"]),
         ({"backbone__prompt_length": 250}, ["backbone.prompt_length", "250", "200"]),
         (
             {"collection__episodes_per_task": 3, "evaluation__few_shot__episodes": 4},

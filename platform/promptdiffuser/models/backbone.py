@@ -148,13 +148,20 @@ class PromptDT(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, history: Segments, prompt: Segments) -> Tensor:
-        """Return an action (B, K, A) in (-1, 1) for every history step; those of padded steps mean nothing."""
-        prompt_BPD = self.prompt_tokens(prompt)
-        return self._actions(prompt_BPD, history, slice(prompt_BPD.shape[1] + 1, None, 3))
+        """Return an action (B, K, A) in (-1, 1) for every history step; those of padded steps mean nothing.
 
-    def last_action(self, history: Segments, prompt: Segments) -> Tensor:
-        """Return the action (B, A) for the last history step alone; a banded backbone decides by `StepDecoder`."""
-        return self._actions(self.prompt_tokens(prompt), history, slice(-1, None))[:, 0]
+        To play episodes step by step, `models/decoding.py` keeps what does not change between steps.
+        """
+        prompt_BPD = self.prompt_tokens(prompt)
+        states = slice(prompt_BPD.shape[1] + 1, None, 3)
+        # The last action token comes after every token that is read, so it is left out.
+        tokens_BLD = torch.cat([prompt_BPD, self.embed_history(history)[:, :-1]], dim=1)
+        to_all, to_states = self._attentions(prompt_BPD.shape[1], tokens_BLD, states)
+        hidden_BLD = self.dropout(self.embedding_norm(tokens_BLD))
+        for block in self.blocks[:-1]:
+            hidden_BLD = block(hidden_BLD, slice(None), to_all)
+        # Actions are read at state tokens only, so the last block computes no others.
+        return self.read_actions(self.blocks[-1](hidden_BLD, states, to_states))
 
     def prompt_tokens(self, prompt: Segments) -> Tensor:
         """Return the tokens (B, P, D) that stand before the history, none if the backbone sees no prompt."""
@@ -164,16 +171,6 @@ class PromptDT(nn.Module):
     def read_actions(self, hidden_BQD: Tensor) -> Tensor:
         """Return the actions (B, Q, A) that state tokens decide on."""
         return torch.tanh(self.action_head(self.final_norm(hidden_BQD)))
-
-    def _actions(self, prompt_BPD: Tensor, history: Segments, states: slice) -> Tensor:
-        # The last action token comes after every token that is read, so it is left out; the last is then a state token.
-        tokens_BLD = torch.cat([prompt_BPD, self.embed_history(history)[:, :-1]], dim=1)
-        to_all, to_states = self._attentions(prompt_BPD.shape[1], tokens_BLD, states)
-        hidden_BLD = self.dropout(self.embedding_norm(tokens_BLD))
-        for block in self.blocks[:-1]:
-            hidden_BLD = block(hidden_BLD, slice(None), to_all)
-        # Actions are read at state tokens only, so the last block computes no others.
-        return self.read_actions(self.blocks[-1](hidden_BLD, states, to_states))
 
     def _attentions(self, num_prompt: int, tokens_BLD: Tensor, states: slice) -> tuple[Attention, Attention]:
         """Return the attention of all tokens and that of the state tokens."""

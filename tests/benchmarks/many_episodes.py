@@ -1,0 +1,57 @@
+"""100,000 episodes through the rollout actors into one Parquet file: nobody's memory grows with their number."""
+
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from promptdiffuser.distributed.cluster import connect
+from promptdiffuser.distributed.rollouts import RolloutPool
+from promptdiffuser.evaluation.blocks import evaluation_blocks
+from promptdiffuser.evaluation.policies import AdaptedPolicies
+from promptdiffuser.evaluation.protocol import ProtocolConfig
+from promptdiffuser.evaluation.results import BlockResults
+from promptdiffuser.experiment import ClusterConfig
+from promptdiffuser.tasks import get_family
+from tests.benchmarks.entry import Value
+from tests.evaluation.synthetic_policies import tiny_backbone, tiny_pool
+
+COMMAND = "python -m tests.benchmarks many_episodes"
+FAMILY = get_family("cheetah-vel")
+PROTOCOL = ProtocolConfig(prompts=500, episodes_per_prompt=40, horizon=10)
+"""On each of the five test tasks; short episodes, as their length is not what is counted here."""
+
+
+def run() -> list[Value]:
+    """Compare the memory at a tenth of the episodes with that at the end."""
+    pool, normaliser = tiny_pool(FAMILY, [index % 40 for index in range(PROTOCOL.prompts)])
+    policies = AdaptedPolicies(tiny_backbone(FAMILY), normaliser, {"m": dict.fromkeys(FAMILY.tasks, pool.prompts)})
+    blocks = evaluation_blocks(PROTOCOL.requests(FAMILY, ["m"], FAMILY.test_tasks), PROTOCOL)
+    connect(ClusterConfig())
+    actors = RolloutPool(FAMILY.name, 2)
+    early = {"driver": 0.0, "actors": 0.0}
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        results = BlockResults(Path(folder) / "blocks")
+        for number, (block, episodes) in enumerate(actors.run(blocks, policies)):
+            results.write(block.name, episodes)
+            if number == len(blocks) // 10:
+                early = {"driver": _driver_gib(), "actors": actors.peak_memory_gib}
+        results.join([block.name for block in blocks], Path(folder) / "episodes.parquet")
+        seconds = time.perf_counter() - started
+        rows = pq.read_metadata(Path(folder) / "episodes.parquet").num_rows
+    growth = {"driver": _driver_gib() - early["driver"], "actors": actors.peak_memory_gib - early["actors"]}
+    actors.close()
+    return [
+        Value("eval.many_episodes", rows, "episodes", COMMAND),
+        Value("eval.many_episodes_seconds", seconds, "s", COMMAND),
+        Value("eval.driver_memory_growth", 1024 * growth["driver"], "MiB", COMMAND),
+        Value("eval.actor_memory_growth", 1024 * growth["actors"], "MiB", COMMAND),
+    ]
+
+
+def _driver_gib() -> float:
+    """Return the peak so far; memory that was given back in between counts too."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
