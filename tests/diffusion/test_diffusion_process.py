@@ -1,28 +1,28 @@
-"""The forward process and the reverse chain, against diffusers and against distributions whose answer is known.
+"""The forward process, predictions, and which configurations are refused.
 
-Axes: B rows, X features, C mixture components.
+Axes: B rows, X features, N levels.
 """
 
-from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, EDMDPMSolverMultistepScheduler
 from torch import Tensor
 
-from promptdiffuser.diffusion.process import Diffusion, DiffusionConfig
-from promptdiffuser.diffusion.schedules import SCHEDULES, betas
-
-MEAN, STD = 0.7, 0.5
-"""The Gaussian that x0 comes from."""
+from promptdiffuser.diffusion.predictions import PREDICTIONS
+from promptdiffuser.diffusion.process import Diffusion, DiffusionConfig, visited_steps
+from promptdiffuser.diffusion.samplers import SAMPLERS
+from promptdiffuser.diffusion.schedules import SCHEDULES, betas, edm
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
+every_prediction = pytest.mark.parametrize("prediction", PREDICTIONS)
 
 
-def bounded(schedule: str, num_steps: int, bound: float = 1e6, features: int = 1) -> Diffusion:
+def bounded(config: DiffusionConfig, bound: float = 1e6, features: int = 7) -> Diffusion:
     high = torch.full((features,), bound)
-    return Diffusion(DiffusionConfig(schedule, num_steps), -high, high)
+    return Diffusion(config, -high, high)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -31,136 +31,123 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def oracle(schedule: str, num_steps: int) -> DDPMScheduler:
     values = betas(schedule, num_steps)
-    scheduler = DDPMScheduler(num_steps, trained_betas=values.tolist(), variance_type="fixed_small", clip_sample=False)
+    scheduler = DDPMScheduler(num_steps, trained_betas=values.tolist())
     # diffusers keeps its constants in float32, where 1 - 0.999 is already wrong by 5e-5 of its value.
     scheduler.alphas_cumprod = (1 - values).cumprod(0)
-    scheduler.one = scheduler.one.double()
     return scheduler
 
 
 @pytest.mark.parametrize("num_steps", [5, 50])
 @every_schedule
-def test_noised_matches_diffusers(schedule: str, num_steps: int) -> None:
-    x0, noise = normal(64, 7, seed=1), normal(64, 7, seed=2)
-    step = torch.arange(64) % num_steps
-    expected = oracle(schedule, num_steps).add_noise(x0.double(), noise.double(), step)
-    actual = bounded(schedule, num_steps, features=7).noised(x0, step, noise)
-    torch.testing.assert_close(actual, expected.float(), atol=1e-5, rtol=1e-5)
+def test_noised_and_velocity_match_diffusers(schedule: str, num_steps: int) -> None:
+    x0, noise, step = normal(64, 7, seed=1), normal(64, 7, seed=2), torch.arange(64) % num_steps
+    process, scheduler = bounded(DiffusionConfig(schedule, num_steps, "v")), oracle(schedule, num_steps)
+    expected = scheduler.add_noise(x0.double(), noise.double(), step)
+    torch.testing.assert_close(process.noised(x0, step, noise), expected.float(), atol=1e-5, rtol=1e-5)
+    expected = scheduler.get_velocity(x0.double(), noise.double(), step)
+    torch.testing.assert_close(process.target(x0, step, noise), expected.float(), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("num_steps", [5, 50])
+def test_targets_of_the_loss_are_what_is_predicted() -> None:
+    x0, noise, step = normal(8, 7, seed=1), normal(8, 7, seed=2), torch.arange(8) % 5
+    targets = {name: bounded(DiffusionConfig(prediction=name)).target(x0, step, noise) for name in ("noise", "x0")}
+    assert torch.equal(targets["noise"], noise)
+    assert torch.equal(targets["x0"], x0)
+
+
+@every_prediction
 @every_schedule
-def test_every_reverse_step_matches_diffusers(schedule: str, num_steps: int) -> None:
-    """Same input, same predicted noise, same added noise: the same posterior mean and the same deviation."""
-    scheduler, shape = oracle(schedule, num_steps), (16, 7)
-    # diffusers draws what it adds on leaving step n; the chain is handed the same draws, indexed by the lower step.
-    noise_NBX = torch.stack([normal(*shape, seed=n) for n in range(1, num_steps + 1)])
-    inputs_NBX, predictions_NBX = [], []
-
-    def predict_noise(x_BX: Tensor, step_B: Tensor) -> Tensor:
-        inputs_NBX.append(x_BX)
-        predictions_NBX.append(0.9 * scheduler.alphas_cumprod[step_B[0]].mul(-1).add(1).sqrt().float() * x_BX)
-        return predictions_NBX[-1]
-
-    final_BX = bounded(schedule, num_steps, features=shape[1]).sample(predict_noise, noise_NBX)
-    outputs_NBX = [*inputs_NBX[1:], final_BX]
-    assert torch.equal(inputs_NBX[0], noise_NBX[-1])
-    for step, x_BX, prediction_BX, output_BX in zip(
-        reversed(range(num_steps)), inputs_NBX, predictions_NBX, outputs_NBX, strict=True
-    ):
-        generator = torch.Generator().manual_seed(step)
-        expected = scheduler.step(prediction_BX, step, x_BX.double(), generator=generator).prev_sample
-        torch.testing.assert_close(output_BX, expected.float(), atol=1e-5, rtol=1e-5)
+def test_the_target_implies_x0_at_every_level(schedule: str, prediction: str) -> None:
+    """Across the registries, so a new prediction whose two halves disagree is found."""
+    process = bounded(DiffusionConfig(schedule, 20, prediction))
+    x0, noise = normal(10, 7, seed=1).double(), normal(10, 7, seed=2).double()
+    for step in range(20):
+        step_B = torch.full((10,), step)
+        predicted = process.target(x0, step_B, noise)
+        actual = process.predict_x0(process.noised(x0, step_B, noise), step, predicted)
+        torch.testing.assert_close(actual, x0, atol=1e-5, rtol=1e-5)
 
 
-def optimal_noise_predictor(
-    process: Diffusion, weight_C: Tensor, mean_C: Tensor, std_C: Tensor
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return E[noise | x_n] for x0 from a one-dimensional mixture of Gaussians."""
-
-    def predict_noise(x_B1: Tensor, step_B: Tensor) -> Tensor:
-        abar = process.abar_N[step_B[0]].double()
-        variance_C = abar * std_C**2 + 1 - abar
-        offset_BC = x_B1.double() - abar.sqrt() * mean_C
-        posterior_BC = (weight_C.log() - variance_C.log() / 2 - offset_BC**2 / (2 * variance_C)).softmax(dim=1)
-        noise_BC = (1 - abar).sqrt() * offset_BC / variance_C
-        return (posterior_BC * noise_BC).sum(dim=1, keepdim=True).float()
-
-    return predict_noise
-
-
-def sample_gaussian(schedule: str, num_steps: int, num_samples: int) -> Tensor:
-    process = bounded(schedule, num_steps)
-    predict_noise = optimal_noise_predictor(process, torch.ones(1), torch.tensor([MEAN]), torch.tensor([STD]))
-    return process.sample(predict_noise, normal(num_steps, num_samples, 1))
+def test_v_on_the_edm_schedule_is_the_preconditioning_of_diffusers() -> None:
+    """The network reads c_in x; its output becomes x0 by c_skip and c_out (Karras et al. 2022, table 1)."""
+    num_steps = 20
+    process = bounded(DiffusionConfig("edm", num_steps, "v"))
+    scheduler = EDMDPMSolverMultistepScheduler(sigma_data=1.0, prediction_type="v_prediction")
+    scheduler.set_timesteps(num_steps)
+    predicted, unscaled = normal(6, 7, seed=1), normal(6, 7, seed=2)
+    for step, sigma in enumerate(scheduler.sigmas[:-1].flip(0)):
+        x_BX = unscaled * (1 + sigma**2).sqrt()
+        read_BX = scheduler.precondition_inputs(x_BX, sigma)
+        torch.testing.assert_close(read_BX, unscaled, atol=1e-5, rtol=1e-5)
+        expected = scheduler.precondition_outputs(x_BX, predicted, sigma)
+        torch.testing.assert_close(process.predict_x0(read_BX, step, predicted), expected, atol=1e-5, rtol=1e-5)
 
 
-@every_schedule
-def test_chain_with_the_optimal_predictor_has_its_exact_mean_and_deviation(schedule: str) -> None:
-    """With a Gaussian x0 every reverse step is affine in x_n, so mean and variance follow a recursion."""
-    beta_N = betas(schedule, 50).numpy()
-    abar_N = np.cumprod(1 - beta_N)
-    mean, variance = 0.0, 1.0
-    for beta, abar, previous in zip(beta_N[::-1], abar_N[::-1], [*abar_N[-2::-1], 1.0], strict=True):
-        slope = STD**2 * np.sqrt(abar) / (STD**2 * abar + 1 - abar)  # of E[x0 | x_n] in x_n
-        from_x0, from_xn = np.sqrt(previous) * beta / (1 - abar), np.sqrt(1 - beta) * (1 - previous) / (1 - abar)
-        mean = from_x0 * (MEAN + slope * (mean - np.sqrt(abar) * MEAN)) + from_xn * mean
-        variance = (from_x0 * slope + from_xn) ** 2 * variance + beta * (1 - previous) / (1 - abar)
-    samples = sample_gaussian(schedule, 50, 20_000)
-    assert float(samples.mean()) == pytest.approx(mean, abs=0.015)
-    assert float(samples.std()) == pytest.approx(np.sqrt(variance), rel=0.02)
-
-
-@every_schedule
-def test_chain_with_the_optimal_predictor_recovers_a_gaussian(schedule: str) -> None:
-    """Few steps lose spread, as DDPM's smaller reverse variance is exact for a point only; many steps do not."""
-    samples = sample_gaussian(schedule, 500, 10_000)
-    assert float(samples.mean()) == pytest.approx(MEAN, abs=0.02)
-    assert float(samples.std()) == pytest.approx(STD, rel=0.03)
-
-
-@every_schedule
-def test_chain_with_the_optimal_predictor_recovers_a_mixture(schedule: str) -> None:
-    weight_C, mean_C, std_C = torch.tensor([0.3, 0.7]), torch.tensor([-1.0, 0.8]), torch.tensor([0.3, 0.2])
-    process = bounded(schedule, 100)
-    samples = process.sample(optimal_noise_predictor(process, weight_C, mean_C, std_C), normal(100, 5_000, 1))
-    mean = float((weight_C * mean_C).sum())
-    variance = float((weight_C * (mean_C**2 + std_C**2)).sum()) - mean**2
-    assert float(samples.mean()) == pytest.approx(mean, abs=0.03)
-    assert float(samples.var()) == pytest.approx(variance, rel=0.05)
-    assert float((samples < 0).float().mean()) == pytest.approx(0.3, abs=0.02)
-
-
-@every_schedule
-def test_samples_stay_within_the_bounds_of_each_feature(schedule: str) -> None:
-    """Whatever the network says: an untrained one predicts an x0 far outside."""
+def test_values_are_clipped_to_the_bounds_of_each_feature_or_left_alone() -> None:
     low, high = torch.tensor([-1.0, 0.0, 2.0]), torch.tensor([1.0, 0.5, 3.0])
-    process = Diffusion(DiffusionConfig(schedule, 5), low, high)
-    noise_NBX = 5 * normal(5, 100, 3)
+    noised, predicted = 5 * normal(50, 3), normal(50, 3, seed=1)
+    free = Diffusion(DiffusionConfig(clip=False), low, high)
     for step in range(5):
-        x0_BX = process.predict_x0(noise_NBX[0], step, noise_NBX[1])
-        assert ((x0_BX >= low) & (x0_BX <= high)).all()
-    samples_BX = process.sample(lambda x_BX, step_B: -x_BX, noise_NBX)
-    assert ((samples_BX >= low) & (samples_BX <= high)).all()
-    assert (samples_BX.std(0) > 0).all()
+        clipped = Diffusion(DiffusionConfig(), low, high).predict_x0(noised, step, predicted)
+        unclipped = free.predict_x0(noised, step, predicted)
+        assert ((clipped >= low) & (clipped <= high)).all()
+        assert not ((unclipped >= low) & (unclipped <= high)).all()
+        torch.testing.assert_close(clipped, torch.clamp(unclipped, low, high))
 
 
-def test_values_inside_the_bounds_are_not_clipped() -> None:
-    process, x0_BX, noise_BX = bounded("vp", 5, bound=5.0, features=3), normal(10, 3, seed=1), normal(10, 3, seed=2)
-    for step in range(5):
-        noised_BX = process.noised(x0_BX, torch.full((10,), step), noise_BX)
-        torch.testing.assert_close(process.predict_x0(noised_BX, step, noise_BX), x0_BX, atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize(
+    ("steps", "sampling_steps", "expected"),
+    [
+        (5, 0, (4, 3, 2, 1, 0)),
+        (5, 5, (4, 3, 2, 1, 0)),
+        (10, 5, (9, 7, 5, 3, 1)),
+        (50, 1, (49,)),
+        (10, 4, (9, 7, 4, 1)),
+    ],
+)
+def test_visited_levels_start_at_the_noisiest(steps: int, sampling_steps: int, expected: tuple[int, ...]) -> None:
+    assert visited_steps(DiffusionConfig(steps=steps, sampling_steps=sampling_steps)) == expected
 
 
-@every_schedule
-def test_gradient_through_the_chain_is_that_of_finite_differences(schedule: str) -> None:
-    process, noise_NBX = bounded(schedule, 5, bound=2.0, features=3), normal(5, 4, 3).double()
+@pytest.mark.parametrize("field", ["schedule", "prediction", "sampler"])
+def test_unknown_names_are_refused_with_the_known_ones(field: str) -> None:
+    known = {"schedule": SCHEDULES, "prediction": PREDICTIONS, "sampler": SAMPLERS}[field]
+    with pytest.raises(ValueError, match=rf"diffusion\.{field} 'other' is unknown; known: {', '.join(known)}"):
+        DiffusionConfig(**{field: "other"})
 
-    def samples_of(weight: Tensor) -> Tensor:
-        return process.sample(
-            lambda x_BX, step_B: torch.tanh(weight[0] * x_BX) + weight[1] * step_B[:, None], noise_NBX
-        )
 
-    weight = torch.tensor([0.5, 0.1], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.grad(samples_of(weight).sum(), weight)[0].abs().min() > 0
-    assert torch.autograd.gradcheck(samples_of, weight)
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"steps": 0}, r"steps must be at least 1, got 0"),
+        ({"steps": -1}, r"steps must be at least 1, got -1"),
+        ({"sampling_steps": 6}, r"sampling_steps must be between 0 and diffusion\.steps \(5\), got 6"),
+        ({"sampling_steps": -1}, r"sampling_steps must be between .* got -1"),
+        ({"temperature": 0.0}, r"temperature must be above 0 and finite, got 0"),
+        ({"temperature": float("nan")}, r"temperature must be above 0 and finite, got nan"),
+    ],
+)
+def test_impossible_numbers_are_refused_by_name(values: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=rf"diffusion\.{named}"):
+        DiffusionConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "sampling_steps"), [("cosine", 50, 0), ("sigmoid", 50, 0), ("linear", 5, 0), ("edm", 50, 5)]
+)
+def test_a_sampler_that_does_not_fit_its_schedule_is_refused(schedule: str, steps: int, sampling_steps: int) -> None:
+    with pytest.raises(ValueError, match=rf"sampler 'heun' does not fit diffusion\.schedule '{schedule}' .*; take"):
+        DiffusionConfig(schedule, steps, sampler="heun", sampling_steps=sampling_steps)
+    assert DiffusionConfig(schedule, steps, sampler="ddim", sampling_steps=sampling_steps).steps == steps
+
+
+def test_remedies_of_the_refusal_work() -> None:
+    for remedy in (("vp", 5), ("edm", 20), ("linear", 50)):
+        assert DiffusionConfig(*remedy, sampler="heun").schedule == remedy[0]
+
+
+def test_sigmas_that_do_not_exceed_the_data_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise of five deviations of the data leaves its mean visible, so pure noise is the wrong start."""
+    monkeypatch.setitem(SCHEDULES, "short", partial(edm, sigma_max=5.0))
+    with pytest.raises(ValueError, match=r"diffusion\.schedule 'short' with diffusion\.steps 20 keeps .* 0\.038"):
+        DiffusionConfig("short", 20)

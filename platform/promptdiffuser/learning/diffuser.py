@@ -3,7 +3,7 @@
 Two stages share this learning task and differ only in the data they are given: multi-task training on the training
 tasks, then a few updates on the few-shot episodes of one target task (paper, Algorithm 1).
 
-Axes: B rows, X features of a flattened prompt, N denoising steps, F features of a transition.
+Axes: B rows, X features of a flattened prompt, K levels that generation visits, F features of a transition.
 """
 
 import math
@@ -65,22 +65,23 @@ class Diffuser:
         self.denoiser, self.diffusion, self.space = denoiser, diffusion, space
 
     def draw_noise(self, num_prompts: int, *address: int | str) -> Tensor:
-        """Return the noise (N, B, X) of `num_prompts` reverse chains at an address."""
-        shape = (self.diffusion.num_steps, num_prompts, len(self.space.low))
+        """Return the noise (K, B, X) of `num_prompts` reverse chains at an address."""
+        shape = (len(self.diffusion.path), num_prompts, len(self.space.low))
         return torch.randn(shape, generator=torch_generator(*address))
 
-    def generate(self, conditions: Segments, transitions_BMF: Tensor, noise_NBX: Tensor) -> Segments:
+    def generate(self, conditions: Segments, transitions_BMF: Tensor, noise_KBX: Tensor) -> Segments:
         """Generate a prompt for each condition and task context by the full reverse chain; differentiable."""
         condition_BC = self.denoiser.condition(self.space.condition(conditions), transitions_BMF)
-        x0_BX = self.diffusion.sample(lambda x, step: self.denoiser(x, step, condition_BC), noise_NBX)
+        x0_BX = self.diffusion.sample(lambda x, step: self.denoiser(x, step, condition_BC), noise_KBX)
         return self.space.decode(x0_BX, conditions)
 
     def denoising_loss(self, prompts: Segments, transitions_BMF: Tensor, step_B: Tensor, noise_BX: Tensor) -> Tensor:
-        """Return L_DM of each row (B,): mean squared error of the predicted noise over features."""
+        """Return L_DM of each row (B,): mean squared error of what is predicted, such as the noise, over features."""
         condition_BC = self.denoiser.condition(self.space.condition(prompts), transitions_BMF)
-        noised_BX = self.diffusion.noised(self.space.encode(prompts), step_B, noise_BX)
-        predicted_BX = self.denoiser(noised_BX, step_B, condition_BC).float()
-        return F.mse_loss(predicted_BX, noise_BX, reduction="none").mean(dim=1)
+        x0_BX = self.space.encode(prompts)
+        predicted_BX = self.denoiser(self.diffusion.noised(x0_BX, step_B, noise_BX), step_B, condition_BC).float()
+        target_BX = self.diffusion.target(x0_BX, step_B, noise_BX)
+        return F.mse_loss(predicted_BX, target_BX, reduction="none").mean(dim=1)
 
 
 class DiffuserLearning:
@@ -148,14 +149,14 @@ class DiffuserLearning:
         plan = self.downstream_planner.at(step)
         count = plan.steps(self.pool.index) * self.windows.action_dim
         rows, history = self.windows.windows(step, plan)
-        noise_NBX = self.diffuser.draw_noise(self.guidance.batch_size, *self.address, "dt-noise", step)
+        noise_KBX = self.diffuser.draw_noise(self.guidance.batch_size, *self.address, "dt-noise", step)
 
         def loss_of(part: slice) -> Tensor:
             held = plan.select(rows[part])
             prompts = self.diffuser.generate(
                 self.pool.prompts_at(held.prompt_episodes),
                 self.pool.contexts_at(held.context_episodes),
-                noise_NBX[:, rows[part]].to(self.windows.device),
+                noise_KBX[:, rows[part]].to(self.windows.device),
             )
             errors = squared_action_errors(self.backbone, history.select(part).trimmed(), prompts)
             return errors.sum() / count
