@@ -24,6 +24,8 @@ from promptdiffuser.data.windows import ResidentEpisodes, Segments
 
 Rows = dict[str, NDArray[Any]]
 CPU = torch.device("cpu")
+# One cuts while the other's windows are taken; free CPUs bound the tasks of other trainings.
+ELASTIC_TASKS: dict[str, Any] = {"num_cpus": 0, "compute": ray.data.TaskPoolStrategy(size=2)}
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,15 @@ class WindowCutter:
 class StreamedWindows:
     """A worker's history windows, cut by Ray Data tasks while it trains; a `WindowSource`."""
 
-    def __init__(self, cutter: WindowCutter, num_updates: int, action_dim: int, device: torch.device) -> None:
-        """Begin with the update that is first asked for; a resumed training asks for a later one."""
+    def __init__(
+        self, cutter: WindowCutter, num_updates: int, action_dim: int, device: torch.device, *, elastic: bool = False
+    ) -> None:
+        """Begin with the update that is first asked for; a resumed training asks for a later one.
+
+        An elastic training may take every CPU, where a task that asked for one would wait for ever.
+        """
         self._cutter, self._num_updates, self._num_taken = cutter, num_updates, 0
+        self._task_options: dict[str, Any] = ELASTIC_TASKS if elastic else {}
         self._blocks: Iterator[Rows] | None = None
         self._rows: Rows = {}
         self.device, self.action_dim = device, action_dim
@@ -120,6 +128,6 @@ class StreamedWindows:
         )
         stretches.context.execution_options.preserve_order = True
         stretches.context.enable_progress_bars = False
-        windows = stretches.map_batches(self._cutter, batch_size=1, batch_format="numpy")
+        windows = stretches.map_batches(self._cutter, batch_size=1, batch_format="numpy", **self._task_options)
         whole_blocks: Any = None
         return iter(windows.iter_batches(batch_size=whole_blocks, batch_format="numpy"))

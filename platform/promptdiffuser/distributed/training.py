@@ -139,7 +139,7 @@ def _train(job: TrainJob, cluster: ClusterConfig) -> None:
     if cluster.data == "resident":
         windows, pool = _resident(job, device)
     else:
-        windows, pool = _streamed(job, device)
+        windows, pool = _streamed(job, device, elastic=cluster.max_train_workers > 0)
     is_writer = context.get_world_rank() == 0
 
     def on_checkpoint(history: History) -> None:
@@ -163,7 +163,7 @@ def _resident(job: TrainJob, device: torch.device) -> tuple[WindowSource, Prompt
     return resident_shard(job.training, device, episodes, pool)
 
 
-def _streamed(job: TrainJob, device: torch.device) -> tuple[WindowSource, PromptPool]:
+def _streamed(job: TrainJob, device: torch.device, elastic: bool) -> tuple[WindowSource, PromptPool]:
     pool, context = prompt_pool(job.training, device, ray.train.get_dataset_shard(POOL)), ray.train.get_context()
     count, rank, size = len(pool.index), context.get_world_rank(), context.get_world_size()
     cutter = WindowCutter(
@@ -174,7 +174,7 @@ def _streamed(job: TrainJob, device: torch.device) -> tuple[WindowSource, Prompt
         share_of(count, rank, size),
     )
     action_dim = job.dataset.manifest.action_dim
-    return StreamedWindows(cutter, job.training.optimisation.steps, action_dim, device), pool
+    return StreamedWindows(cutter, job.training.optimisation.steps, action_dim, device, elastic=elastic), pool
 
 
 def _sum_over_workers(vector: Tensor) -> Tensor:
