@@ -10,8 +10,8 @@ from promptdiffuser.experiment import (
     PretrainingConfig,
 )
 from promptdiffuser.learning.backbone import BackboneLossConfig
-from promptdiffuser.learning.diffuser import GuidanceConfig
 from promptdiffuser.learning.engine import OptimisationConfig
+from promptdiffuser.learning.guidance import GuidanceConfig
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.tasks import get_family
 

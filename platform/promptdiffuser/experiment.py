@@ -14,8 +14,8 @@ from promptdiffuser.diffusion.process import DiffusionConfig
 from promptdiffuser.errors import UserError
 from promptdiffuser.evaluation.protocol import ProtocolConfig, ValidationConfig
 from promptdiffuser.learning.backbone import BackboneLossConfig
-from promptdiffuser.learning.diffuser import GuidanceConfig
 from promptdiffuser.learning.engine import OptimisationConfig
+from promptdiffuser.learning.guidance import GuidanceConfig
 from promptdiffuser.methods import METHODS
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.models.denoiser import DenoiserConfig

@@ -21,8 +21,8 @@ from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.experiment import ClusterConfig
 from promptdiffuser.learning.backbone import BackboneLossConfig
 from promptdiffuser.learning.checkpoint import load_checkpoint
-from promptdiffuser.learning.diffuser import GuidanceConfig
 from promptdiffuser.learning.engine import OptimisationConfig
+from promptdiffuser.learning.guidance import GuidanceConfig
 from promptdiffuser.learning.trainings import BackboneTraining, DiffuserTraining, make_resident, train
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.models.denoiser import DenoiserConfig

@@ -17,8 +17,8 @@ from promptdiffuser.distributed.training import TrainJob
 from promptdiffuser.distributed.validation import Validation
 from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.learning.backbone import BackboneLossConfig
-from promptdiffuser.learning.diffuser import GuidanceConfig
 from promptdiffuser.learning.engine import OptimisationConfig
+from promptdiffuser.learning.guidance import GuidanceConfig
 from promptdiffuser.learning.trainings import BackboneTraining, DiffuserTraining, make_resident, train
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.models.denoiser import DenoiserConfig

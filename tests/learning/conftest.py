@@ -10,8 +10,8 @@ from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.diffusion.process import DiffusionConfig
 from promptdiffuser.learning.backbone import BackboneLossConfig
-from promptdiffuser.learning.diffuser import GuidanceConfig
 from promptdiffuser.learning.engine import OptimisationConfig
+from promptdiffuser.learning.guidance import GuidanceConfig
 from promptdiffuser.learning.trainings import BackboneTraining, DiffuserTraining, make_resident
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.models.denoiser import DenoiserConfig

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.learning.backbone import BackboneLossConfig
-from promptdiffuser.learning.diffuser import GuidanceConfig
 from promptdiffuser.learning.engine import FlatParameters, Share
 from promptdiffuser.learning.gradients import accumulate
+from promptdiffuser.learning.guidance import GuidanceConfig
 from promptdiffuser.learning.trainings import BackboneTraining, DiffuserTraining, Training, make_resident
 
 CPU = torch.device("cpu")

@@ -1,13 +1,12 @@
 """The two losses of a Prompt Diffuser and their gradients."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 
 from promptdiffuser.data.episodes import Episodes
-from promptdiffuser.learning.diffuser import DiffuserLearning, GuidanceConfig
+from promptdiffuser.learning.diffuser import DiffuserLearning
 from promptdiffuser.learning.engine import Engine, FlatParameters, alone
 from promptdiffuser.learning.trainings import DiffuserTraining, make_resident
 from tests.learning.workers import shares_of_one_and_of_two_workers
@@ -82,9 +81,9 @@ def test_guidance_acts_from_its_first_update_on(diffuser_training: DiffuserTrain
     shares = [task.share(FlatParameters(task.model), step) for step in range(4)]
     assert [len(share.gradients_GP) for share in shares] == [1, 1, 2, 2]
     assert [sorted(share.scalars) for share in shares] == 2 * [["loss_dm"]] + 2 * [["loss_dm", "loss_dt"]]
-    joined, metrics = task.join(shares[0].gradients_GP)
-    assert torch.equal(joined, shares[0].gradients_GP[0])
-    assert metrics == {}
+    joined = task.join(shares[0].gradients_GP, 0)
+    assert torch.equal(joined.gradient, shares[0].gradients_GP[0])
+    assert joined.metrics == {}
 
 
 def test_without_guidance_weight_the_denoising_loss_trains_alone(
@@ -107,7 +106,10 @@ def test_denoising_loss_of_a_silent_network_is_the_noise_it_misses(
     for parameter in task.model.network[-1].parameters():
         parameter.data.zero_()
     noise_BX = torch.randn(12, 2 * 27, generator=torch.Generator().manual_seed(0))
-    losses_B = task.diffuser.denoising_loss(task.pool.prompts, task.pool.transitions, torch.arange(12) % 3, noise_BX)
+    shown_B = torch.arange(12) % 2 > 0
+    losses_B = task.diffuser.denoising_loss(
+        task.pool.prompts, task.pool.transitions, torch.arange(12) % 3, noise_BX, shown_B
+    )
     torch.testing.assert_close(losses_B, noise_BX.square().mean(dim=1))
 
 
@@ -123,9 +125,3 @@ def test_a_prompt_does_not_depend_on_the_batch_it_is_generated_in(
         alone_ = task.diffuser.generate(task.pool.prompts.select(only), task.pool.transitions[only], noise_NBX[:, only])
         torch.testing.assert_close(alone_.states, together.states[only])
         torch.testing.assert_close(alone_.actions, together.actions[only])
-
-
-@pytest.mark.parametrize("values", [{"projection": "none"}, {"weight": -1.0}, {"batch_size": 0}, {"precision": "fp8"}])
-def test_impossible_guidance_is_refused_by_name(values: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=rf"guidance\.{next(iter(values))}"):
-        GuidanceConfig(**values)

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from promptdiffuser.data.episodes import Episodes
+from promptdiffuser.errors import UserError
 from promptdiffuser.learning.checkpoint import load_checkpoint
 from promptdiffuser.learning.trainings import (
     BackboneTraining,
@@ -32,14 +34,23 @@ def interrupt_at(step: int) -> Callable[[History], None]:
     return on_checkpoint
 
 
-@pytest.fixture(params=["backbone", "diffuser"])
+GUIDANCE: dict[str, dict[str, Any]] = {
+    "diffuser": {},
+    "diffuser that remembers a mean": {"projection": "complement-mean", "weight_schedule": "linear"},
+    "diffuser that remembers a basis": {"projection": "basis", "project": "update"},
+    "diffuser of alternating losses": {"projection": "sum", "losses": "alternating"},
+}
+
+
+@pytest.fixture(params=["backbone", *GUIDANCE])
 def training(
     request: pytest.FixtureRequest, backbone_training: BackboneTraining, diffuser_training: DiffuserTraining
 ) -> Training:
     """Return a training of six steps that checkpoints every second one and whose state is all in use."""
     if request.param == "backbone":
         return replace(backbone_training, backbone=replace(backbone_training.backbone, dropout=0.3))
-    return replace(diffuser_training, guidance_start=3)
+    guidance = replace(diffuser_training.guidance, **GUIDANCE[request.param])
+    return replace(diffuser_training, guidance=guidance, guidance_start=1)
 
 
 def run(
@@ -115,6 +126,16 @@ def test_finished_training_is_not_repeated_but_reports_once_more(
     reports: list[History] = []
     assert run(training, episodes, tmp_path, reports.append) == first
     assert reports == [first]
+
+
+def test_a_checkpoint_of_another_rule_is_refused(
+    diffuser_training: DiffuserTraining, episodes: Episodes, tmp_path: Path
+) -> None:
+    with pytest.raises(InterruptedAtStepError):
+        run(diffuser_training, episodes, tmp_path, interrupt_at(2))
+    other = replace(diffuser_training, guidance=replace(diffuser_training.guidance, projection="complement-mean"))
+    with pytest.raises(UserError, match="does not hold what this training remembers as 'mean'"):
+        run(other, episodes, tmp_path)
 
 
 def test_another_seed_trains_another_model(

@@ -1,6 +1,6 @@
 """The engine: flat parameters, the update against a plain PyTorch loop, learning rates, refusals."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from promptdiffuser.learning.engine import (
     Engine,
     FlatParameters,
+    Joined,
     NonFiniteGradientError,
     OptimisationConfig,
     Share,
@@ -32,6 +33,7 @@ class Regression:
     """A learning task whose data is random and whose gradient can be made infinite at one step."""
 
     address = (0, "regression")
+    memory: ClassVar[dict[str, Tensor]] = {}
 
     def __init__(self, infinite_at: int | None = None) -> None:
         self.model, self.infinite_at = new_network(), infinite_at
@@ -42,8 +44,8 @@ class Regression:
         loss = loss * (torch.inf if step == self.infinite_at else 1)
         return Share(parameters.gradient(loss)[None], {"loss": loss})
 
-    def join(self, gradients_GP: Tensor) -> tuple[Tensor, dict[str, float]]:
-        return gradients_GP[0], {}
+    def join(self, gradients_GP: Tensor, step: int) -> Joined:
+        return Joined(gradients_GP[0])
 
 
 def test_flat_parameters_share_memory_with_the_model() -> None:

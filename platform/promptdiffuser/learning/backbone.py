@@ -8,7 +8,7 @@ from torch import Tensor
 
 from promptdiffuser.data.plans import Planner
 from promptdiffuser.data.windows import PromptPool, Segments, WindowSource
-from promptdiffuser.learning.engine import FlatParameters, Share
+from promptdiffuser.learning.engine import FlatParameters, Joined, Share
 from promptdiffuser.learning.gradients import accumulate
 from promptdiffuser.learning.precision import Precision, check_precision
 from promptdiffuser.models.backbone import PromptDT
@@ -39,7 +39,7 @@ def squared_action_errors(
     backbone: Callable[[Segments, Segments], Tensor], history: Segments, prompt: Segments
 ) -> Tensor:
     """Return (B, K, A) squared errors of the predicted actions, zero at padded steps."""
-    predicted_BKA: Tensor = backbone(history, prompt).float()
+    predicted_BKA: Tensor = backbone(history, prompt).to(history.actions.dtype)
     return (predicted_BKA - history.actions).square() * history.valid[..., None]
 
 
@@ -61,6 +61,7 @@ class BackboneLearning:
         """Train `model` on the history windows that `planner` draws, with prompts from `pool`."""
         self.model, self.windows, self.pool, self.config = model, windows, pool, config
         self.planner, self.address = planner, planner.address
+        self.memory: dict[str, Tensor] = {}
         self._predict = torch.compile(model) if config.compile else model
         model.train()
 
@@ -80,9 +81,9 @@ class BackboneLearning:
         )
         return Share(gradient[None], {"loss": loss})
 
-    def join(self, gradients_GP: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Return the only gradient."""
-        return gradients_GP[0], {}
+    def join(self, gradients_GP: Tensor, step: int) -> Joined:
+        """Follow the only gradient."""
+        return Joined(gradients_GP[0])
 
 
 def freeze(model: PromptDT) -> PromptDT:

@@ -6,9 +6,8 @@ tasks, then a few updates on the few-shot episodes of one target task (paper, Al
 Axes: B rows, X features of a flattened prompt, K levels that generation visits, F features of a transition.
 """
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,42 +18,13 @@ from promptdiffuser.data.windows import PromptPool, Segments, WindowSource
 from promptdiffuser.diffusion.process import Diffusion
 from promptdiffuser.diffusion.prompt_space import PromptSpace
 from promptdiffuser.learning.backbone import squared_action_errors
-from promptdiffuser.learning.engine import FlatParameters, Share
+from promptdiffuser.learning.engine import FlatParameters, Joined, Share
 from promptdiffuser.learning.gradients import accumulate
-from promptdiffuser.learning.precision import Precision, check_precision
-from promptdiffuser.learning.projection import PROJECTIONS, join
+from promptdiffuser.learning.guidance import GuidanceConfig
+from promptdiffuser.learning.projection import build_projection, weigh
 from promptdiffuser.models.backbone import PromptDT
 from promptdiffuser.models.denoiser import Denoiser
 from promptdiffuser.seeding import torch_generator
-
-
-@dataclass(frozen=True)
-class GuidanceConfig:
-    """How the downstream loss guides the diffuser."""
-
-    weight: float = 5.0
-    """Guidance weight lambda of the downstream gradient; 0 trains on the denoising loss alone. The paper has 1."""
-    match_norms: bool = True
-    """Scale the downstream gradient to the denoising gradient's length before weighting it."""
-    projection: str = "complement"
-    """complement or sum, see `learning/projection.py`."""
-    batch_size: int = 64
-    """History windows, each with a generated prompt, in the downstream loss of one update."""
-    accumulation: int = 1
-    """Pieces that a worker cuts its part of that batch into, to need less memory; their gradients are added up."""
-    precision: Precision = "auto"
-    """auto, fp32, bf16 or fp16: number format of the products in both losses."""
-
-    def __post_init__(self) -> None:
-        """Refuse unknown rules and impossible sizes."""
-        if self.projection not in PROJECTIONS:
-            raise ValueError(f"guidance.projection {self.projection!r} is unknown; known: {', '.join(PROJECTIONS)}")
-        if not 0 <= self.weight < math.inf:
-            raise ValueError(f"guidance.weight must not be negative and must be finite, got {self.weight}")
-        for name in ("batch_size", "accumulation"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"guidance.{name} must be at least 1, got {getattr(self, name)}")
-        check_precision("guidance.precision", self.precision)
 
 
 class Diffuser:
@@ -97,15 +67,20 @@ class DiffuserLearning:
         planner: Planner,
         batch_size: int,
         guidance_start: int,
+        num_updates: int,
         address: Address,
     ) -> None:
-        """Train the denoiser; `backbone` is frozen, guidance acts from update `guidance_start` on.
+        """Train the denoiser; `backbone` is frozen, guidance acts from update `guidance_start` of `num_updates` on.
 
         `planner` draws what the downstream loss sees, `batch_size` is the number of prompts in the denoising loss.
         """
         self.model = diffuser.denoiser
         self.diffuser, self.backbone, self.windows, self.pool = diffuser, backbone, windows, pool
-        self.guidance, self.guidance_start, self.address = guidance, guidance_start, address
+        self.guidance, self.guidance_start, self.num_updates = guidance, guidance_start, num_updates
+        self.address = address
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.projection = build_projection(guidance.projection, parameters, guidance.energy, guidance.memory_decay)
+        self.memory = self.projection.memory
         self.downstream_planner = planner
         # The denoising loss sees prompts alone, of which every worker has all.
         self.denoising_planner = Planner(pool.index, batch_size, 1, (*address, "dm"), planner.num_context)
@@ -113,17 +88,26 @@ class DiffuserLearning:
     def share(self, parameters: FlatParameters, step: int) -> Share:
         """Return this worker's share of L_DM and, where guidance acts, of L_DT, with a gradient each."""
         loss_dm, gradient_dm = self._denoising_share(parameters, step)
-        if self.guidance.weight == 0 or step < self.guidance_start:
+        if not self.guidance.acts or step < self.guidance_start:
             return Share(gradient_dm[None], {"loss_dm": loss_dm})
         loss_dt, gradient_dt = self._downstream_share(parameters, step)
         return Share(torch.stack([gradient_dm, gradient_dt]), {"loss_dm": loss_dm, "loss_dt": loss_dt})
 
-    def join(self, gradients_GP: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Join the gradients by the configured projection."""
+    def join(self, gradients_GP: Tensor, step: int) -> Joined:
+        """Join the two gradients as configured; before guidance acts there is but one."""
         if len(gradients_GP) == 1:
-            return gradients_GP[0], {}
+            return Joined(gradients_GP[0])
         gradient_dm, gradient_dt = gradients_GP
-        return join(gradient_dm, gradient_dt, self.guidance.projection, self.guidance.weight, self.guidance.match_norms)
+        config, num_guided = self.guidance, step - self.guidance_start + 1
+        weight = config.weight_at(num_guided / (self.num_updates - self.guidance_start))
+        project = partial(self.projection, gradient_dm)
+        kept = project(gradient_dt) if config.project == "gradient" else gradient_dt
+        guidance, metrics = weigh(gradient_dm, gradient_dt, kept, weight, config.match_norms)
+        metrics["guidance_weight"] = weight
+        if config.losses == "alternating" and num_guided % 2:
+            return Joined(gradient_dm, metrics)
+        unguided = gradient_dm if config.losses == "joint" else torch.zeros_like(gradient_dm)
+        return Joined(unguided + guidance, metrics, unguided, project if config.project == "update" else None)
 
     def _denoising_share(self, parameters: FlatParameters, step: int) -> tuple[Tensor, Tensor]:
         plan, size = self.denoising_planner.at(step), self.denoising_planner.batch_size

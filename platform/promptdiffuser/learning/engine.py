@@ -10,7 +10,7 @@ Axes: G gradients of a task, P parameters.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
@@ -20,6 +20,9 @@ from promptdiffuser.errors import UserError
 from promptdiffuser.learning.allocator import keep_freed_memory
 from promptdiffuser.learning.checkpoint import Checkpoint
 from promptdiffuser.seeding import seed_at
+
+SMALLEST = torch.finfo(torch.float32).tiny
+"""Least length that another is divided by, so that nothing over nothing is 0."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,21 @@ class Share:
     """One worker's additive part of an update."""
 
     gradients_GP: Tensor
+    """The first is of the loss that is trained, the others of losses that guide it."""
     scalars: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The one gradient to follow that a task makes of several."""
+
+    gradient: Tensor
+    """(P,)"""
+    metrics: dict[str, float] = field(default_factory=dict)
+    unguided: Tensor | None = None
+    """(P,) the gradient without its guidance; None where nothing guides."""
+    project: Callable[[Tensor], Tensor] | None = None
+    """What is kept of the guidance's share of the update (P,), for tasks that project that and not the gradient."""
 
 
 class FlatParameters:
@@ -122,12 +139,14 @@ class LearningTask(Protocol):
     model: nn.Module
     address: tuple[int | str, ...]
     """Where this training's randomness lives, see `seeding`."""
+    memory: dict[str, Tensor]
+    """What `join` remembers from update to update, changed in place; part of every checkpoint."""
 
     def share(self, parameters: FlatParameters, step: int) -> Share:
         """Return this worker's share of the gradients and scalars of update `step`."""
 
-    def join(self, gradients_GP: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Return the gradient (P,) to follow and what to log about it."""
+    def join(self, gradients_GP: Tensor, step: int) -> Joined:
+        """Make one gradient of those of update `step`, summed over the workers; called once an update."""
 
 
 class NonFiniteGradientError(RuntimeError):
@@ -148,12 +167,17 @@ class Engine:
         if self.average.device.type == "cpu":
             keep_freed_memory()
         self._updated = nn.Parameter(self.parameters.vector)
-        self._optimizer = torch.optim.AdamW(
-            [self._updated], lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
+        self._optimizer = self._new_optimizer(self._updated)
 
-    def advance(self) -> dict[str, float]:
+    def _new_optimizer(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
+        config = self.config
+        return torch.optim.AdamW([parameter], lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+
+    def advance(self, examine: bool = False) -> dict[str, float]:
         """Make one update and return its metrics.
+
+        Args:
+            examine: Look at the update itself too, which costs a few passes over the parameters.
 
         Raises:
             NonFiniteGradientError: Before the update, naming the step, if the gradient is not finite.
@@ -166,22 +190,66 @@ class Engine:
         gradients_GP = total[: num_gradients * size].view(num_gradients, size)
         metrics = dict(zip(share.scalars, total[num_gradients * size :].tolist(), strict=True))
 
-        gradient, joined_metrics = self.task.join(gradients_GP)
-        norm = float(gradient.norm())
+        joined = self.task.join(gradients_GP, self.step)
+        norm = float(joined.gradient.norm())
         if not math.isfinite(norm):
             raise NonFiniteGradientError(
                 f"the gradient of step {self.step} is not finite, the weights are still those before it; its batch is "
                 f"at address {'/'.join(map(str, (*self.task.address, self.step)))}; metrics {metrics}"
             )
-        if self.config.clip_norm and norm > self.config.clip_norm:
-            gradient = gradient * (self.config.clip_norm / norm)
         learning_rate = self.config.learning_rate_at(self.step)
         self._optimizer.param_groups[0]["lr"] = learning_rate
-        self._updated.grad = gradient
-        self._optimizer.step()
+        metrics |= joined.metrics | {"gradient_norm": norm, "learning_rate": learning_rate}
+        if examine or joined.project is not None:
+            metrics |= self._update_apart(joined, norm, gradients_GP[0])
+        else:
+            self._follow(joined.gradient, norm, self._updated, self._optimizer)
         self._move_average()
         self.step += 1
-        return metrics | joined_metrics | {"gradient_norm": norm, "learning_rate": learning_rate}
+        return metrics
+
+    def _follow(self, gradient: Tensor, norm: float, parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
+        if self.config.clip_norm and norm > self.config.clip_norm:
+            gradient = gradient * (self.config.clip_norm / norm)
+        parameter.grad = gradient
+        optimizer.step()
+
+    def _update_apart(self, joined: Joined, norm: float, trained_gradient: Tensor) -> dict[str, float]:
+        """Make the update with its guidance's share told apart, and return what it does to the trained loss.
+
+        That share is the difference between the update and the one that the same optimizer, with the same moments,
+        would have made without guidance. It is where a promise about gradients is put to the test: the optimizer
+        scales their elements, and what it makes of a projected gradient is projected no more.
+        """
+        vector = self.parameters.vector
+        before, metrics = vector.clone(), {}
+        unguided = None if joined.unguided is None else self._vector_after(joined.unguided)
+        self._follow(joined.gradient, norm, self._updated, self._optimizer)
+        if unguided is not None:
+            guidance = vector - unguided
+            if joined.project is not None:
+                whole, guidance = guidance, joined.project(guidance)
+                vector.copy_(unguided + guidance)
+                metrics["update_share_removed"] = 1 - guidance.norm() / whole.norm().clamp_min(SMALLEST)
+            metrics |= {
+                "guidance_update_norm": guidance.norm(),
+                "guidance_update_change": guidance.dot(trained_gradient),
+            }
+        update = vector - before
+        length, change = update.norm(), update.dot(trained_gradient)
+        cosine = change / (length * trained_gradient.norm()).clamp_min(SMALLEST)
+        metrics |= {"update_norm": length, "update_change": change, "update_cosine": cosine}
+        return {name: float(value) for name, value in metrics.items()}
+
+    def _vector_after(self, gradient: Tensor) -> Tensor:
+        """Return the parameters (P,) that another gradient would lead to, and leave everything as it is."""
+        parameter = nn.Parameter(self._updated.detach().clone())
+        optimizer = self._new_optimizer(parameter)
+        optimizer.param_groups[0]["lr"] = self._optimizer.param_groups[0]["lr"]
+        moments = self._optimizer.state[self._updated]
+        optimizer.state[parameter] = {name: value.clone() for name, value in moments.items()}
+        self._follow(gradient, float(gradient.norm()), parameter, optimizer)
+        return parameter.detach()
 
     def _move_average(self) -> None:
         # The average follows closely at first, or it would remember the initial weights for 1 / (1 - decay) steps.
@@ -200,6 +268,7 @@ class Engine:
             "average": self.average,
             "first_moment": moments["exp_avg"],
             "second_moment": moments["exp_avg_sq"],
+            **{f"memory.{name}": value for name, value in self.task.memory.items()},
         }
 
     def resume(self, checkpoint: Checkpoint) -> None:
@@ -210,6 +279,13 @@ class Engine:
                 f"the checkpoint is of a model with {tensors['vector'].numel()} parameters, this one has "
                 f"{self.parameters.vector.numel()}; train in another folder or with the settings of the checkpoint"
             )
+        for name, remembered in self.task.memory.items():
+            if (saved := tensors.get(f"memory.{name}")) is None or saved.shape != remembered.shape:
+                raise UserError(
+                    f"the checkpoint does not hold what this training remembers as {name!r}, so another rule joined "
+                    "its gradients; train in another folder or with the settings of the checkpoint"
+                )
+            remembered.copy_(saved)
         self.step = int(checkpoint.documents["progress"]["step"])
         self.parameters.vector.copy_(tensors["vector"])
         self.average.copy_(tensors["average"])

@@ -25,8 +25,9 @@ from promptdiffuser.learning.checkpoint import (
     save_checkpoint,
     write_json,
 )
-from promptdiffuser.learning.diffuser import DiffuserLearning, GuidanceConfig
+from promptdiffuser.learning.diffuser import DiffuserLearning
 from promptdiffuser.learning.engine import Engine, LearningTask, OptimisationConfig, alone
+from promptdiffuser.learning.guidance import GuidanceConfig
 from promptdiffuser.learning.model_folders import (
     build_backbone,
     build_diffuser,
@@ -183,6 +184,7 @@ class DiffuserTraining:
             self.planner(pool.index),
             batch_size=self.batch_size,
             guidance_start=self.guidance_start,
+            num_updates=self.optimisation.steps,
             address=self.address,
         )
 
@@ -235,10 +237,12 @@ def train(
     log_every = max(1, config.checkpoint_every // LOGS_PER_CHECKPOINT)
     pending, started = History(), time.perf_counter()
     while engine.step < config.steps:
-        pending.append(engine.advance())
-        at_end = engine.step == config.steps
-        at_checkpoint = at_end or engine.step % config.checkpoint_every == 0
-        if at_checkpoint or engine.step % log_every == 0:
+        step = engine.step + 1
+        at_end = step == config.steps
+        at_checkpoint = at_end or step % config.checkpoint_every == 0
+        at_log = at_checkpoint or step % log_every == 0
+        pending.append(engine.advance(examine=at_log))
+        if at_log:
             seconds = time.perf_counter() - started
             times = {"time/seconds": seconds, "time/steps_per_second": len(pending) / seconds}
             history.append(_mean(pending) | times | {"step": engine.step})
