@@ -44,6 +44,17 @@ class PromptSpace:
         std = prompts.returns_to_go.std(0, correction=0).clamp_min(1e-6)
         return PromptSpace(low, high, prompts.returns_to_go.mean(0), std, action_dim, horizon)
 
+    @property
+    def prompt_shape(self) -> tuple[int, int]:
+        """Steps P of a prompt and features of a step."""
+        num_steps = len(self.return_mean)
+        return num_steps, len(self.low) // num_steps
+
+    @property
+    def condition_features(self) -> int:
+        """Numbers Y in a condition."""
+        return 2 * len(self.return_mean)
+
     @staticmethod
     def encode(prompts: Segments) -> Tensor:
         """Return x0 (B, X)."""

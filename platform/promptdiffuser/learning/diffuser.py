@@ -42,12 +42,17 @@ class Diffuser:
     def generate(self, conditions: Segments, transitions_BMF: Tensor, noise_KBX: Tensor) -> Segments:
         """Generate a prompt for each condition and task context by the full reverse chain; differentiable."""
         condition_BC = self.denoiser.condition(self.space.condition(conditions), transitions_BMF)
-        x0_BX = self.diffusion.sample(lambda x, step: self.denoiser(x, step, condition_BC), noise_KBX)
+        x0_BX = self.diffusion.sample(lambda x, step: self.denoiser.guided(x, step, condition_BC), noise_KBX)
         return self.space.decode(x0_BX, conditions)
 
-    def denoising_loss(self, prompts: Segments, transitions_BMF: Tensor, step_B: Tensor, noise_BX: Tensor) -> Tensor:
-        """Return L_DM of each row (B,): mean squared error of what is predicted, such as the noise, over features."""
-        condition_BC = self.denoiser.condition(self.space.condition(prompts), transitions_BMF)
+    def denoising_loss(
+        self, prompts: Segments, transitions_BMF: Tensor, step_B: Tensor, noise_BX: Tensor, shown_B: Tensor
+    ) -> Tensor:
+        """Return L_DM of each row (B,): mean squared error of what is predicted, such as the noise, over features.
+
+        Rows where `shown_B` is False are predicted without their condition.
+        """
+        condition_BC = self.denoiser.condition(self.space.condition(prompts), transitions_BMF) * shown_B[:, None]
         x0_BX = self.space.encode(prompts)
         predicted_BX = self.denoiser(self.diffusion.noised(x0_BX, step_B, noise_BX), step_B, condition_BC).float()
         target_BX = self.diffusion.target(x0_BX, step_B, noise_BX)
@@ -115,6 +120,8 @@ class DiffuserLearning:
         # Drawn for the global batch, so that a row's noise does not depend on which worker holds it.
         step_B = torch.randint(self.diffuser.diffusion.num_steps, (size,), generator=generator)
         noise_BX = torch.randn(size, len(self.diffuser.space.low), generator=generator)
+        uniform_B = torch.rand(size, generator=torch_generator(*self.address, "dm-dropout", step))
+        shown_B = uniform_B >= self.diffuser.denoiser.config.condition_dropout
         rows, device = self.windows.held(plan), self.windows.device
 
         def loss_of(part: slice) -> Tensor:
@@ -124,6 +131,7 @@ class DiffuserLearning:
                 self.pool.contexts_at(held.context_episodes),
                 step_B[rows[part]].to(device),
                 noise_BX[rows[part]].to(device),
+                shown_B[rows[part]].to(device),
             )
             return losses_B.sum() / size
 

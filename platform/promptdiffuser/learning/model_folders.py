@@ -43,7 +43,7 @@ def build_diffuser(
     """Return a new diffuser whose initial weights are addressed by seed."""
     transition_features = family.observation_dim + family.action_dim + 1 if with_context else 0
     with _addressed_initialisation(*address):
-        denoiser = Denoiser(config, len(space.low), 2 * len(space.return_mean), transition_features)
+        denoiser = Denoiser(config, space.prompt_shape, space.condition_features, transition_features)
     return Diffuser(denoiser.to(space.low.device), Diffusion(process, space.low, space.high), space)
 
 
