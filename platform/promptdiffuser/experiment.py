@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from promptdiffuser.data.plans import RoundsConfig
-from promptdiffuser.diffusion.process import DiffusionConfig
+from promptdiffuser.diffusion.process import DiffusionConfig, visited_steps
 from promptdiffuser.errors import UserError
 from promptdiffuser.evaluation.protocol import ProtocolConfig, ValidationConfig
 from promptdiffuser.learning.backbone import BackboneLossConfig
@@ -169,6 +169,11 @@ class Experiment:
             raise ValueError(
                 f"evaluation.few_shot.episodes ({self.evaluation.few_shot.episodes}) must not exceed "
                 f"collection.episodes_per_task ({self.collection.episodes_per_task})"
+            )
+        if self.guidance.path_steps > (num_levels := len(visited_steps(self.diffusion))):
+            raise ValueError(
+                f"guidance.path_steps ({self.guidance.path_steps}) must not exceed the {num_levels} levels that "
+                "generation visits (diffusion.sampling_steps, or diffusion.steps)"
             )
         for name, quality in (
             ("quality", self.quality),

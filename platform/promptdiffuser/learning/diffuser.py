@@ -8,6 +8,7 @@ Axes: B rows, X features of a flattened prompt, K levels that generation visits,
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,11 +40,33 @@ class Diffuser:
         shape = (len(self.diffusion.path), num_prompts, len(self.space.low))
         return torch.randn(shape, generator=torch_generator(*address))
 
-    def generate(self, conditions: Segments, transitions_BMF: Tensor, noise_KBX: Tensor) -> Segments:
-        """Generate a prompt for each condition and task context by the full reverse chain; differentiable."""
+    def generate(
+        self, conditions: Segments, transitions_BMF: Tensor, noise_KBX: Tensor, num_tracked: int = 0
+    ) -> Segments:
+        """Generate a prompt for each condition and task context by the full reverse chain.
+
+        It is differentiable, through the predictions at its last `num_tracked` levels alone unless that is 0.
+        """
         condition_BC = self.denoiser.condition(self.space.condition(conditions), transitions_BMF)
-        x0_BX = self.diffusion.sample(lambda x, step: self.denoiser.guided(x, step, condition_BC), noise_KBX)
-        return self.space.decode(x0_BX, conditions)
+        first_tracked = self.diffusion.steps[-num_tracked]
+
+        def predict(x_BX: Tensor, step_B: Tensor) -> Tensor:
+            # What is cut off is computed without a graph, so that it costs no memory.
+            tracked = not num_tracked or int(step_B[0]) <= first_tracked
+            with torch.set_grad_enabled(tracked and torch.is_grad_enabled()):
+                return self.denoiser.guided(x_BX, step_B, condition_BC)
+
+        return self.space.decode(self.diffusion.sample(predict, noise_KBX), conditions)
+
+    def reconstruct(self, prompts: Segments, transitions_BMF: Tensor, step_B: Tensor, noise_BX: Tensor) -> Segments:
+        """Return what a single prediction of x0 makes of noised prompts, at a noise level of each; differentiable."""
+        condition_BC = self.denoiser.condition(self.space.condition(prompts), transitions_BMF)
+        x_BX = self.diffusion.noised(self.space.encode(prompts), step_B, noise_BX)
+        # Where a chain is at one level, here each row is at its own.
+        level: Any = step_B[:, None]
+        return self.space.decode(
+            self.diffusion.predict_x0(x_BX, level, self.denoiser.guided(x_BX, step_B, condition_BC)), prompts
+        )
 
     def denoising_loss(
         self, prompts: Segments, transitions_BMF: Tensor, step_B: Tensor, noise_BX: Tensor, shown_B: Tensor
@@ -54,7 +77,8 @@ class Diffuser:
         """
         condition_BC = self.denoiser.condition(self.space.condition(prompts), transitions_BMF) * shown_B[:, None]
         x0_BX = self.space.encode(prompts)
-        predicted_BX = self.denoiser(self.diffusion.noised(x0_BX, step_B, noise_BX), step_B, condition_BC).float()
+        predicted_BX = self.denoiser(self.diffusion.noised(x0_BX, step_B, noise_BX), step_B, condition_BC)
+        predicted_BX = predicted_BX.to(x0_BX.dtype)
         target_BX = self.diffusion.target(x0_BX, step_B, noise_BX)
         return F.mse_loss(predicted_BX, target_BX, reduction="none").mean(dim=1)
 
@@ -141,15 +165,18 @@ class DiffuserLearning:
         plan = self.downstream_planner.at(step)
         count = plan.steps(self.pool.index) * self.windows.action_dim
         rows, history = self.windows.windows(step, plan)
-        noise_KBX = self.diffuser.draw_noise(self.guidance.batch_size, *self.address, "dt-noise", step)
+        config, device = self.guidance, self.windows.device
+        noise_KBX = self.diffuser.draw_noise(config.batch_size, *self.address, "dt-noise", step)
+        generator = torch_generator(*self.address, "dt-level", step)
+        step_B = torch.randint(self.diffuser.diffusion.num_steps, (config.batch_size,), generator=generator)
 
         def loss_of(part: slice) -> Tensor:
-            held = plan.select(rows[part])
-            prompts = self.diffuser.generate(
-                self.pool.prompts_at(held.prompt_episodes),
-                self.pool.contexts_at(held.context_episodes),
-                noise_KBX[:, rows[part]].to(self.windows.device),
-            )
+            held, noise = plan.select(rows[part]), noise_KBX[:, rows[part]].to(device)
+            real, contexts = self.pool.prompts_at(held.prompt_episodes), self.pool.contexts_at(held.context_episodes)
+            if config.path == "one-step":
+                prompts = self.diffuser.reconstruct(real, contexts, step_B[rows[part]].to(device), noise[-1])
+            else:
+                prompts = self.diffuser.generate(real, contexts, noise, config.path_steps)
             errors = squared_action_errors(self.backbone, history.select(part).trimmed(), prompts)
             return errors.sum() / count
 

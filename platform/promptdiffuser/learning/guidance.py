@@ -38,6 +38,12 @@ class GuidanceConfig:
     project: Literal["gradient", "update"] = "gradient"
     """gradient: project the downstream gradient, as the paper does. update: project the guidance's share of the
     update, after AdamW has scaled the gradient's elements, so that the promise holds for the step itself."""
+    path: Literal["chain", "one-step"] = "chain"
+    """Way of the downstream gradient to the denoiser. chain: back through the reverse chain, as in Diffusion-QL.
+    one-step: through a single prediction of x0 from a noised real prompt, as in EDP (Kang et al. 2023)."""
+    path_steps: int = 0
+    """Last denoising steps of the chain that the gradient goes back through, as in DRaFT-K (Clark et al. 2024); 0 is
+    all of them."""
     energy: float = 0.97
     """Share of the squared singular values that the basis of `basis` and `basis-mean` holds; GPM begins with 0.97."""
     memory_decay: float = 0.9
@@ -57,6 +63,7 @@ class GuidanceConfig:
             "weight_schedule": tuple(WEIGHT_SCHEDULES),
             "losses": ("joint", "alternating", "downstream"),
             "project": ("gradient", "update"),
+            "path": ("chain", "one-step"),
         }
         for name, values in known.items():
             if getattr(self, name) not in values:
@@ -75,6 +82,10 @@ class GuidanceConfig:
         for name in ("batch_size", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"guidance.{name} must be at least 1, got {getattr(self, name)}")
+        if self.path_steps < 0:
+            raise ValueError(f"guidance.path_steps must not be negative, got {self.path_steps}")
+        if self.path_steps and self.path != "chain":
+            raise ValueError("guidance.path_steps needs guidance.path chain, a single prediction has no steps")
         check_precision("guidance.precision", self.precision)
         self._check_losses()
 
