@@ -11,6 +11,7 @@ from rich.table import Table
 from tests.benchmarks import (
     accelerator,
     collection,
+    diffusion,
     evaluation,
     hot_loops,
     large_dataset,
@@ -27,6 +28,7 @@ BENCHMARKS = {
     "hot_loops": hot_loops.run,
     "physics": physics.run,
     "evaluation": evaluation.run,
+    "diffusion": diffusion.run,
     "collection": collection.run,
     "large_dataset": large_dataset.run,
 }
