@@ -93,8 +93,11 @@ class Diffusion:
         """Return what the denoiser should predict of `noised` with the same arguments."""
         return self.prediction.target(x0_BX, noise_BX, self.signal_N[step_B, None], self.deviation_N[step_B, None])
 
-    def predict_x0(self, noised_BX: Tensor, step: int, predicted_BX: Tensor) -> Tensor:
-        """Return x0 as a prediction implies it, clipped to the bounds unless that is off."""
+    def predict_x0(self, noised_BX: Tensor, step: int | Tensor, predicted_BX: Tensor) -> Tensor:
+        """Return x0 as a prediction implies it, clipped to the bounds unless that is off.
+
+        `step` is the level of all rows, or that of each (B, 1).
+        """
         x0_BX = self.prediction.x0(noised_BX, predicted_BX, self.signal_N[step], self.deviation_N[step])
         return torch.minimum(torch.maximum(x0_BX, self.low_X), self.high_X) if self.config.clip else x0_BX
 

@@ -115,7 +115,7 @@ SAMPLERS: dict[str, Sampler] = {
     "ddim": Sampler(ddim),
     "dpm-solver": Sampler(dpm_solver),
     # Taking the slope at the end of a step for half of it is far off where sigma falls steeply: with a known mixture
-    # the samples' deviation is up to 57 times too large at a fall of 6,600, a tenth at 10, right at 3.
+    # the samples' deviation is up to 57 times as large at a fall of 6,600, a seventh larger at 10, right at 3.
     "heun": Sampler(heun, largest_fall=10.0),
 }
 

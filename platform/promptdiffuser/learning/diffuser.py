@@ -8,7 +8,6 @@ Axes: B rows, X features of a flattened prompt, K levels that generation visits,
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,11 +61,8 @@ class Diffuser:
         """Return what a single prediction of x0 makes of noised prompts, at a noise level of each; differentiable."""
         condition_BC = self.denoiser.condition(self.space.condition(prompts), transitions_BMF)
         x_BX = self.diffusion.noised(self.space.encode(prompts), step_B, noise_BX)
-        # Where a chain is at one level, here each row is at its own.
-        level: Any = step_B[:, None]
-        return self.space.decode(
-            self.diffusion.predict_x0(x_BX, level, self.denoiser.guided(x_BX, step_B, condition_BC)), prompts
-        )
+        predicted_BX = self.denoiser.guided(x_BX, step_B, condition_BC)
+        return self.space.decode(self.diffusion.predict_x0(x_BX, step_B[:, None], predicted_BX), prompts)
 
     def denoising_loss(
         self, prompts: Segments, transitions_BMF: Tensor, step_B: Tensor, noise_BX: Tensor, shown_B: Tensor
@@ -112,7 +108,7 @@ class DiffuserLearning:
         self.memory = self.projection.memory
         self.downstream_planner = planner
         # The denoising loss sees prompts alone, of which every worker has all.
-        self.denoising_planner = Planner(pool.index, batch_size, 1, (*address, "dm"), planner.num_context)
+        self.denoising_planner = Planner(planner.index, batch_size, 1, (*address, "dm"), planner.num_context)
 
     def share(self, parameters: FlatParameters, step: int) -> Share:
         """Return this worker's share of L_DM and, where guidance acts, of L_DT, with a gradient each."""
