@@ -57,6 +57,7 @@ def few_shot_stage(workspace: Workspace, tasks: Sequence[int]) -> Stage:
             start_from=workspace.finished(multi_task_stage(workspace, method)) / "model",
             # The multi-task stage has learnt the data's shape; every few-shot update is guided.
             guidance_start=0,
+            held_out_episodes=experiment.diffuser.held_out_episodes,
             # A few episodes are one piece.
             rounds=Rounds(),
         )

@@ -154,6 +154,7 @@ IMPOSSIBLE = {
     "evaluation__few_shot__quality": ["superb", "medium"],
     "evaluation__few_shot__returns": ["best"],
     "diffuser__few_shot__snapshot_every": [10],
+    "diffuser__held_out_episodes": [-1],
     "guidance__accumulation": [0],
     "cluster__train_workers": [0],
     "cluster__max_train_workers": [-1],
@@ -221,6 +222,15 @@ def test_value_of_another_type_is_refused_by_name(path: str) -> None:
             ["guidance.losses", "guidance.match_norms"],
         ),
         ({"guidance__path": "one-step", "guidance__path_steps": 1}, ["guidance.path_steps", "guidance.path"]),
+        ({"diffuser__held_out_episodes": 1}, ["diffuser.held_out_episodes", "diffuser.few_shot.use"]),
+        (
+            {
+                "diffuser__held_out_episodes": 5,
+                "diffuser__few_shot__snapshot_every": 5,
+                "diffuser__few_shot__use": "best",
+            },
+            ["diffuser.held_out_episodes", "evaluation.few_shot.episodes", "5"],
+        ),
         (
             {"guidance__path_steps": 4, "diffusion__sampling_steps": 3},
             ["guidance.path_steps", "4", "3", "diffusion.sampling_steps"],
@@ -247,6 +257,11 @@ def test_values_that_contradict_each_other_are_refused_by_both_names(changes: di
         {"diffuser__guidance_start": 10, "diffuser__multi_task__steps": 10},
         {"guidance__weight": 0.0},
         {"guidance__path_steps": 5, "diffusion__steps": 5},
+        {
+            "diffuser__held_out_episodes": 4,
+            "diffuser__few_shot__snapshot_every": 5,
+            "diffuser__few_shot__use": "best",
+        },
         {"pretraining__optimisation__clip_norm": 0.0, "pretraining__optimisation__average_decay": 0.0},
         {"diffusion__steps": 1},
     ],

@@ -65,14 +65,27 @@ class DiffuserTrainingConfig:
     """Transitions of each of these episodes that the context sees."""
     multi_task: OptimisationConfig = field(default_factory=OptimisationConfig)
     few_shot: OptimisationConfig = field(default_factory=OptimisationConfig)
+    held_out_episodes: int = 0
+    """Last episodes of each few-shot set that the few-shot updates do not see. The snapshot with the lowest downstream
+    loss on them becomes the model (`--diffuser.few-shot.snapshot-every 50 --diffuser.few-shot.use best`)."""
 
     def __post_init__(self) -> None:
         """Refuse empty batches and a guidance that would never act."""
         for name in ("batch_size", "context_episodes", "context_transitions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"diffuser.{name} must be at least 1, got {getattr(self, name)}")
-        if self.few_shot.snapshot_every:
-            raise ValueError("diffuser.few_shot.snapshot_every must be 0: a target task has no validation tasks")
+        if self.held_out_episodes < 0:
+            raise ValueError(f"diffuser.held_out_episodes must not be negative, got {self.held_out_episodes}")
+        if (self.held_out_episodes > 0) != (self.few_shot.use == "best"):
+            raise ValueError(
+                "diffuser.held_out_episodes and diffuser.few_shot.use best go together: the best snapshot is chosen on "
+                f"them, as a target task has no validation tasks; got {self.held_out_episodes} and {self.few_shot.use}"
+            )
+        if self.few_shot.snapshot_every and not self.held_out_episodes:
+            raise ValueError(
+                "diffuser.few_shot.snapshot_every must be 0 without diffuser.held_out_episodes: a target task has no "
+                "validation tasks to score snapshots on"
+            )
         if not 0 <= self.guidance_start <= self.multi_task.steps:
             raise ValueError(
                 f"diffuser.guidance_start must be between 0 and diffuser.multi_task.steps "
@@ -169,6 +182,11 @@ class Experiment:
             raise ValueError(
                 f"evaluation.few_shot.episodes ({self.evaluation.few_shot.episodes}) must not exceed "
                 f"collection.episodes_per_task ({self.collection.episodes_per_task})"
+            )
+        if self.diffuser.held_out_episodes >= self.evaluation.few_shot.episodes:
+            raise ValueError(
+                f"diffuser.held_out_episodes ({self.diffuser.held_out_episodes}) must be below "
+                f"evaluation.few_shot.episodes ({self.evaluation.few_shot.episodes}), or nothing is left to learn from"
             )
         if self.guidance.path_steps > (num_levels := len(visited_steps(self.diffusion))):
             raise ValueError(

@@ -48,9 +48,10 @@ class OptimisationConfig:
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept; the one before the newest is there for the day the newest is broken."""
     snapshot_every: int = 0
-    """Steps between snapshots of the model, which are scored on validation tasks beside the training; 0 takes none."""
+    """Steps between snapshots of the model, which are scored on validation tasks beside the training, or few-shot on
+    held-out episodes; 0 takes none."""
     use: Literal["last", "best"] = "last"
-    """Model to go on with: that of the last step, or the snapshot that was best on validation tasks."""
+    """Model to go on with: that of the last step, or the snapshot with the best score."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""

@@ -27,6 +27,7 @@ from promptdiffuser.learning.checkpoint import (
 )
 from promptdiffuser.learning.diffuser import DiffuserLearning
 from promptdiffuser.learning.engine import Engine, LearningTask, OptimisationConfig, alone
+from promptdiffuser.learning.few_shot import score_snapshot, use_best_snapshot
 from promptdiffuser.learning.guidance import GuidanceConfig
 from promptdiffuser.learning.model_folders import (
     build_backbone,
@@ -61,6 +62,10 @@ class Training(Protocol):
     def context_transitions(self) -> int:
         """Transitions of each episode that the prompt pool keeps."""
 
+    @property
+    def held_out_episodes(self) -> int:
+        """Last episodes that the updates do not see, for choosing the best snapshot by."""
+
     def normaliser(self) -> Normaliser:
         """Return the statistics that the data is normalised with."""
 
@@ -93,6 +98,11 @@ class BackboneTraining:
     def prompt_length(self) -> int:
         """Steps in a prompt."""
         return self.backbone.prompt_length
+
+    @property
+    def held_out_episodes(self) -> int:
+        """None: whole tasks are set aside for validation."""
+        return 0
 
     def normaliser(self) -> Normaliser:
         """Return the statistics of the training tasks."""
@@ -143,6 +153,8 @@ class DiffuserTraining:
     dataset_digest: str
     rounds: Rounds = field(default_factory=Rounds)
     start_from: Path | None = None
+    held_out_episodes: int = 0
+    """Last episodes that the updates do not see; the snapshot that is best on them becomes the model."""
 
     def normaliser(self) -> Normaliser:
         """Return the statistics saved with the backbone."""
@@ -155,8 +167,9 @@ class DiffuserTraining:
 
     def planner(self, index: EpisodeIndex) -> Planner:
         """Draw what the downstream loss sees."""
+        num_seen = len(index) - self.held_out_episodes
         return Planner(
-            index,
+            EpisodeIndex(index.tasks[:num_seen], index.lengths[:num_seen]),
             self.guidance.batch_size,
             self.window_steps,
             (*self.address, "dt"),
@@ -250,7 +263,10 @@ def train(
             if is_writer:
                 write_progress(folder, history, config.steps)
         if is_writer and config.snapshot_every and (at_end or engine.step % config.snapshot_every == 0):
-            training.save(snapshot_folder(folder, engine.step), task, engine.trained_tensors())
+            snapshot, weights = snapshot_folder(folder, engine.step), engine.trained_tensors()
+            training.save(snapshot, task, weights)
+            if training.held_out_episodes:
+                score_snapshot(task, snapshot, weights)
         if at_checkpoint:
             if is_writer:
                 progress = {"step": engine.step, "history": history}
@@ -264,6 +280,8 @@ def train(
         on_checkpoint(history)
     if is_writer:
         training.save(folder / "model", task, engine.trained_tensors())
+        if training.held_out_episodes:
+            use_best_snapshot(folder)
     return history
 
 

@@ -1,0 +1,84 @@
+"""Choosing the number of few-shot updates by the downstream loss on held-out few-shot episodes, never by returns.
+
+How many updates the paper makes on a target task is not published. Few are too few and many over-fit a handful of
+episodes; returns would choose best and must not, as a target task's simulator is not there to adapt to. So the last
+episodes of the few-shot set are kept from the updates, and the snapshot whose prompts make the frozen backbone predict
+their actions best becomes the model: early stopping.
+
+Axes: W windows, K levels that generation visits, X features of a flattened prompt.
+"""
+
+import json
+import shutil
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from promptdiffuser.data.plans import WindowPlan
+from promptdiffuser.learning.backbone import squared_action_errors
+from promptdiffuser.learning.checkpoint import replacing, write_json
+from promptdiffuser.learning.diffuser import Diffuser, DiffuserLearning
+from promptdiffuser.learning.engine import LearningTask
+
+DRAWS = 4
+"""Prompts that every held-out window is scored with: one draw of noise says little about a diffuser."""
+
+
+@torch.no_grad()
+def held_out_loss(learning: DiffuserLearning, weights: dict[str, Tensor]) -> float:
+    """Return L_DT of weights on all windows of the episodes that the updates do not see, mean over steps and draws.
+
+    Conditions and context come from the episodes that they do see. The noise is the same for all weights.
+    """
+    denoiser = deepcopy(learning.model)
+    denoiser.load_state_dict(weights)
+    diffuser = Diffuser(denoiser, learning.diffuser.diffusion, learning.diffuser.space)
+    plan, pool = held_out_plan(learning), learning.pool
+    _, history = learning.windows.windows(0, plan)
+    noise_KWX = diffuser.draw_noise(len(plan.episodes), *learning.address, "held-out").to(learning.windows.device)
+    prompts = diffuser.generate(
+        pool.prompts_at(plan.prompt_episodes), pool.contexts_at(plan.context_episodes), noise_KWX
+    )
+    errors = squared_action_errors(learning.backbone, history.trimmed(), prompts)
+    return float(errors.sum() / (plan.steps(pool.index) * learning.windows.action_dim))
+
+
+def held_out_plan(learning: DiffuserLearning) -> WindowPlan:
+    """Return windows (W,) side by side over each held-out episode, all of them once a draw."""
+    planner, lengths = learning.downstream_planner, learning.pool.index.lengths
+    num_seen, size = len(planner.index), planner.window_steps or int(lengths.max())
+    windows = [(e, s) for e in range(num_seen, len(lengths)) for s in range(0, int(lengths[e]), size)] * DRAWS
+    episodes, starts = np.array(windows, np.int64).T
+    return WindowPlan(
+        episodes=episodes,
+        starts=starts,
+        prompt_episodes=np.arange(len(windows)) % num_seen,
+        context_episodes=np.tile(np.arange(num_seen), (len(windows), 1)),
+        window_steps=size,
+    )
+
+
+def score_snapshot(task: LearningTask, snapshot: Path, weights: dict[str, Tensor]) -> None:
+    """Note a snapshot's held-out loss beside it, in `scores.json`; a resumed training notes the same again."""
+    assert isinstance(task, DiffuserLearning)
+    write_json(_scores(snapshot.parent), _read(snapshot.parent) | {snapshot.name: held_out_loss(task, weights)})
+
+
+def use_best_snapshot(folder: Path) -> None:
+    """Make the snapshot with the lowest held-out loss the model of a finished training; the first of equals."""
+    scores = _read(folder / "snapshots")
+    best = min(sorted(scores), key=lambda name: scores[name])
+    with replacing(folder / "model") as model:
+        shutil.copytree(folder / "snapshots" / best, model, dirs_exist_ok=True)
+
+
+def _scores(snapshots: Path) -> Path:
+    return snapshots / "scores.json"
+
+
+def _read(snapshots: Path) -> dict[str, float]:
+    scores: dict[str, float] = json.loads(_scores(snapshots).read_text()) if _scores(snapshots).is_file() else {}
+    return scores
