@@ -14,6 +14,8 @@ from promptdiffuser.learning.engine import Engine, FlatParameters, Joined, Optim
 from promptdiffuser.learning.guidance import WEIGHT_SCHEDULES, GuidanceConfig
 from promptdiffuser.learning.projection import PROJECTIONS, complement
 from promptdiffuser.learning.trainings import DiffuserTraining, make_resident
+from promptdiffuser.models.denoiser import ARCHITECTURES
+from tests.learning.workers import shares_of_one_and_of_two_workers
 
 CPU = torch.device("cpu")
 DOWNSTREAM = {"losses": "downstream", "projection": "sum", "match_norms": False}
@@ -57,15 +59,32 @@ def test_the_weight_is_scheduled_over_the_guided_updates(
 
 
 @pytest.mark.parametrize("name", PROJECTIONS)
-def test_every_projection_trains_the_denoiser(
-    diffuser_training: DiffuserTraining, episodes: Episodes, name: str
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_projection_trains_every_denoiser(
+    diffuser_training: DiffuserTraining, episodes: Episodes, name: str, architecture: str
 ) -> None:
+    training = replace(diffuser_training, denoiser=replace(diffuser_training.denoiser, architecture=architecture))
     for project in ("gradient", "update"):
-        engine = engine_of(diffuser_training, episodes, projection=name, project=project)
+        engine = engine_of(training, episodes, projection=name, project=project)
         before = engine.parameters.vector.clone()
         metrics = [engine.advance(examine=True) for _ in range(2)][1]
         assert not torch.equal(engine.parameters.vector, before)
         assert all(torch.tensor(value).isfinite() for value in metrics.values()), metrics
+
+
+@pytest.mark.parametrize("name", PROJECTIONS)
+@pytest.mark.parametrize("path", [{}, {"path_steps": 1}, {"path": "one-step"}], ids=["chain", "truncated", "one-step"])
+def test_two_workers_follow_the_gradient_of_one(
+    diffuser_training: DiffuserTraining, episodes: Episodes, name: str, path: dict[str, Any]
+) -> None:
+    guidance = replace(diffuser_training.guidance, projection=name, **path)
+    training = replace(diffuser_training, guidance=guidance)
+    one, first, second = shares_of_one_and_of_two_workers(training, episodes)
+    alone_, together = (
+        learning(training, episodes).join(gradients_GP, 5).gradient
+        for gradients_GP in (one.gradients_GP, first.gradients_GP + second.gradients_GP)
+    )
+    torch.testing.assert_close(together, alone_, rtol=1e-3, atol=1e-5 * float(alone_.norm()))
 
 
 def test_downstream_alone_leaves_out_the_denoising_loss(

@@ -10,7 +10,7 @@ Axes: W windows, K levels that generation visits, X features of a flattened prom
 
 import json
 import shutil
-from copy import deepcopy
+from copy import copy, deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 from promptdiffuser.data.plans import WindowPlan
 from promptdiffuser.learning.backbone import squared_action_errors
 from promptdiffuser.learning.checkpoint import replacing, write_json
-from promptdiffuser.learning.diffuser import Diffuser, DiffuserLearning
+from promptdiffuser.learning.diffuser import DiffuserLearning
 from promptdiffuser.learning.engine import LearningTask
 
 DRAWS = 4
@@ -33,9 +33,9 @@ def held_out_loss(learning: DiffuserLearning, weights: dict[str, Tensor]) -> flo
 
     Conditions and context come from the episodes that they do see. The noise is the same for all weights.
     """
-    denoiser = deepcopy(learning.model)
-    denoiser.load_state_dict(weights)
-    diffuser = Diffuser(denoiser, learning.diffuser.diffusion, learning.diffuser.space)
+    diffuser = copy(learning.diffuser)
+    diffuser.denoiser = deepcopy(learning.model)
+    diffuser.denoiser.load_state_dict(weights)
     plan, pool = held_out_plan(learning), learning.pool
     _, history = learning.windows.windows(0, plan)
     noise_KWX = diffuser.draw_noise(len(plan.episodes), *learning.address, "held-out").to(learning.windows.device)
