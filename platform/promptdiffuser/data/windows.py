@@ -1,10 +1,11 @@
 """Windows and prompts gathered from tensors in memory, at positions that `plans` addresses by seed.
 
-Axes: N episodes, T steps, B rows of a batch, K steps of a segment, S state, A action, M transitions of a context.
+Axes: N episodes, T steps, B rows of a batch, K steps of a segment, S state, A action, M transitions of a context,
+U task ids, G numbers of a goal.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -130,6 +131,11 @@ class PromptPool:
             dim=-1,
         )
         return PromptPool(EpisodeIndex(pieces["task"], pieces["length"]), prompts.to(device), transitions.to(device))
+
+    def with_goals(self, goals_UG: Tensor) -> "PromptPool":
+        """Return the pool with the goal of each episode's task in the place of its transitions."""
+        tasks = torch.from_numpy(self.index.tasks).to(goals_UG.device)
+        return replace(self, transitions=goals_UG[tasks][:, None])
 
     def prompts_at(self, episodes_B: NDArray[np.int64]) -> Segments:
         """Return the prompts (B, K*) of some episodes."""

@@ -3,7 +3,8 @@
 Two stages share this learning task and differ only in the data they are given: multi-task training on the training
 tasks, then a few updates on the few-shot episodes of one target task (paper, Algorithm 1).
 
-Axes: B rows, X features of a flattened prompt, K levels that generation visits, F features of a transition.
+Axes: B rows, X features of a flattened prompt, K levels that generation visits, F features of a transition,
+U task ids, G numbers of a goal.
 """
 
 from collections.abc import Callable
@@ -30,9 +31,15 @@ from promptdiffuser.seeding import torch_generator
 class Diffuser:
     """A denoiser with its diffusion process and prompt space: everything that turns noise into prompts."""
 
-    def __init__(self, denoiser: Denoiser, diffusion: Diffusion, space: PromptSpace) -> None:
-        """Join the three parts."""
-        self.denoiser, self.diffusion, self.space = denoiser, diffusion, space
+    def __init__(
+        self, denoiser: Denoiser, diffusion: Diffusion, space: PromptSpace, goals_UG: Tensor | None = None
+    ) -> None:
+        """Join the parts; `goals_UG` holds the goal of every task where the denoiser sees them."""
+        self.denoiser, self.diffusion, self.space, self.goals_UG = denoiser, diffusion, space, goals_UG
+
+    def seen(self, pool: PromptPool) -> PromptPool:
+        """Return a pool whose contexts are what the denoiser sees of a task."""
+        return pool if self.goals_UG is None else pool.with_goals(self.goals_UG)
 
     def draw_noise(self, num_prompts: int, *address: int | str) -> Tensor:
         """Return the noise (K, B, X) of `num_prompts` reverse chains at an address."""
@@ -100,7 +107,7 @@ class DiffuserLearning:
         `planner` draws what the downstream loss sees, `batch_size` is the number of prompts in the denoising loss.
         """
         self.model = diffuser.denoiser
-        self.diffuser, self.backbone, self.windows, self.pool = diffuser, backbone, windows, pool
+        self.diffuser, self.backbone, self.windows, self.pool = diffuser, backbone, windows, diffuser.seen(pool)
         self.guidance, self.guidance_start, self.num_updates = guidance, guidance_start, num_updates
         self.address = address
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]

@@ -41,10 +41,13 @@ def build_diffuser(
     *address: int | str,
 ) -> Diffuser:
     """Return a new diffuser whose initial weights are addressed by seed."""
-    transition_features = family.observation_dim + family.action_dim + 1 if with_context else 0
+    goals_UG = goals_of(family).to(space.low.device) if with_context and config.context == "goal" else None
+    transition_features = family.observation_dim + family.action_dim + 1 if goals_UG is None else goals_UG.shape[1]
     with _addressed_initialisation(*address):
-        denoiser = Denoiser(config, space.prompt_shape, space.condition_features, transition_features)
-    return Diffuser(denoiser.to(space.low.device), Diffusion(process, space.low, space.high), space)
+        denoiser = Denoiser(
+            config, space.prompt_shape, space.condition_features, transition_features if with_context else 0
+        )
+    return Diffuser(denoiser.to(space.low.device), Diffusion(process, space.low, space.high), space, goals_UG)
 
 
 def save_backbone(folder: Path, weights: dict[str, Tensor], document: dict[str, Any], normaliser: Normaliser) -> Path:
@@ -101,6 +104,17 @@ def diffuser_document(
         "with_context": with_context,
         **provenance,
     }
+
+
+def goals_of(family: TaskFamily) -> Tensor:
+    """Return the goals (U, G) of a family by task id, standardised over the training tasks; ids it lacks have NaN."""
+    goals_UG = torch.full((max(family.tasks) + 1, len(family.goal(family.tasks[0]))), torch.nan)
+    for task in family.tasks:
+        goals_UG[task] = torch.tensor(family.goal(task))
+    training = goals_UG[list(family.train_tasks)]
+    spread_G = training.std(0, correction=0)
+    # What all training tasks share is left as it is.
+    return (goals_UG - training.mean(0)) / torch.where(spread_G > 1e-6, spread_G, 1.0)
 
 
 def _checked(checkpoint: Checkpoint, folder: Path, kind: str, family: TaskFamily) -> dict[str, Any]:

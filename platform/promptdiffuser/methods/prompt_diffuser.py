@@ -16,12 +16,13 @@ def make_prompts(inputs: AdaptationInputs) -> Segments:
     """Return generated prompts; y comes from the few-shot episodes in turn, the noise is addressed by prompt."""
     if inputs.diffuser is None:
         raise ValueError("prompt_diffuser.make_prompts needs a trained diffuser")
-    num_episodes = len(inputs.few_shot.prompts)
-    conditions = inputs.few_shot.prompts_at(np.arange(inputs.num_prompts) % num_episodes)
+    few_shot = inputs.diffuser.seen(inputs.few_shot)
+    num_episodes = len(few_shot.prompts)
+    conditions = few_shot.prompts_at(np.arange(inputs.num_prompts) % num_episodes)
     context_BC = np.tile(np.arange(num_episodes), (inputs.num_prompts, 1))
-    noise_NBX = inputs.diffuser.draw_noise(inputs.num_prompts, inputs.seed, "generate", inputs.task)
+    noise_KBX = inputs.diffuser.draw_noise(inputs.num_prompts, inputs.seed, "generate", inputs.task)
     return inputs.diffuser.generate(
-        conditions, inputs.few_shot.contexts_at(context_BC), noise_NBX.to(inputs.few_shot.transitions.device)
+        conditions, few_shot.contexts_at(context_BC), noise_KBX.to(few_shot.transitions.device)
     )
 
 

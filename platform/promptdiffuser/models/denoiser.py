@@ -16,6 +16,7 @@ M context transitions, F their features, C features of the condition with the co
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,11 @@ class DenoiserConfig:
     """Attention heads of the transformer; they divide `hidden`."""
     time_features: int = 16
     """Features of the embedded noise level; even."""
+    sees_returns_and_times: bool = True
+    """Whether the condition holds y = (returns-to-go, timesteps); the prompt is assembled with them either way."""
+    context: Literal["transitions", "goal"] = "transitions"
+    """What variants with a task context see: transitions of the few-shot episodes, or the numbers that define the task.
+    The goal is an upper bound and no method: at test time nobody tells it."""
     context_features: int = 32
     """Features of the task context; used by variants that see one."""
     context_hidden: int = 64
@@ -91,7 +97,10 @@ class NoiseLevelEmbedding(nn.Module):
 
 
 class ContextEncoder(nn.Module):
-    """Permutation-invariant encoder of few-shot transitions: an MLP on each, the mean, then a linear layer."""
+    """Permutation-invariant encoder of few-shot transitions: an MLP on each, the mean, then a linear layer.
+
+    A task's goal is read as a single transition.
+    """
 
     def __init__(self, transition_features: int, config: DenoiserConfig) -> None:
         super().__init__()
@@ -171,15 +180,17 @@ class Denoiser(nn.Module):
         self.config = config
         self.embed_level = NoiseLevelEmbedding(config.time_features)
         self.encode_context = ContextEncoder(transition_features, config) if transition_features else None
-        level_and_condition = config.time_features + condition_features
+        level_and_condition = config.time_features
+        level_and_condition += condition_features if config.sees_returns_and_times else 0
         level_and_condition += config.context_features if transition_features else 0
         self.network = ARCHITECTURES[config.architecture](config, prompt_shape, level_and_condition)
 
     def condition(self, y_BY: Tensor, transitions_BMF: Tensor) -> Tensor:
         """Join y and the encoded context; computed once a prompt, not once a denoising step."""
+        seen_BY = y_BY if self.config.sees_returns_and_times else y_BY[:, :0]
         if self.encode_context is None:
-            return y_BY
-        return torch.cat([y_BY, self.encode_context(transitions_BMF)], dim=-1)
+            return seen_BY
+        return torch.cat([seen_BY, self.encode_context(transitions_BMF)], dim=-1)
 
     def forward(self, noised_BX: Tensor, step_B: Tensor, condition_BC: Tensor) -> Tensor:
         """Return the prediction (B, X); a condition of zeros stands for none."""
