@@ -87,6 +87,25 @@ def test_two_workers_follow_the_gradient_of_one(
     torch.testing.assert_close(together, alone_, rtol=1e-3, atol=1e-5 * float(alone_.norm()))
 
 
+@pytest.mark.parametrize("name", ["conflict", "conflict-tensor"])
+@pytest.mark.parametrize("sign", [1, -1], ids=["agreeing", "in conflict"])
+def test_a_projected_update_gives_way_in_conflict_alone(
+    diffuser_training: DiffuserTraining, episodes: Episodes, name: str, sign: int
+) -> None:
+    """An update that would raise L_DM is turned aside, one that lowers it is left."""
+    task = learning(diffuser_training, episodes, projection=name, project="update")
+    size = sum(parameter.numel() for parameter in task.model.parameters())
+    gradient_dm = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    joined = task.join(torch.stack([gradient_dm, sign * gradient_dm]), 0)
+    assert joined.project is not None
+    share = -sign * gradient_dm
+    kept = joined.project(share)
+    if sign == 1:
+        assert torch.equal(kept, share)
+    else:
+        assert kept.norm() < 1e-5 * share.norm()
+
+
 def test_downstream_alone_leaves_out_the_denoising_loss(
     diffuser_training: DiffuserTraining, episodes: Episodes
 ) -> None:

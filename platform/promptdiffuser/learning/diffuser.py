@@ -43,7 +43,7 @@ class Diffuser:
 
     def draw_noise(self, num_prompts: int, *address: int | str) -> Tensor:
         """Return the noise (K, B, X) of `num_prompts` reverse chains at an address."""
-        shape = (len(self.diffusion.path), num_prompts, len(self.space.low))
+        shape = (len(self.diffusion.steps), num_prompts, len(self.space.low))
         return torch.randn(shape, generator=torch_generator(*address))
 
     def generate(
@@ -132,14 +132,19 @@ class DiffuserLearning:
         gradient_dm, gradient_dt = gradients_GP
         config, num_guided = self.guidance, step - self.guidance_start + 1
         weight = config.weight_at(num_guided / (self.num_updates - self.guidance_start))
-        project = partial(self.projection, gradient_dm)
-        kept = project(gradient_dt) if config.project == "gradient" else gradient_dt
+        projects_update = config.project == "update"
+        kept = gradient_dt if projects_update else self.projection(gradient_dm, gradient_dt)
         guidance, metrics = weigh(gradient_dm, gradient_dt, kept, weight, config.match_norms)
         metrics["guidance_weight"] = weight
         if config.losses == "alternating" and num_guided % 2:
             return Joined(gradient_dm, metrics)
         unguided = gradient_dm if config.losses == "joint" else torch.zeros_like(gradient_dm)
-        return Joined(unguided + guidance, metrics, unguided, project if config.project == "update" else None)
+        project = partial(self._project_update, gradient_dm) if projects_update else None
+        return Joined(unguided + guidance, metrics, unguided, project)
+
+    def _project_update(self, gradient_dm: Tensor, share_P: Tensor) -> Tensor:
+        # An update descends, so it has the sign of a gradient turned round; a rule that asks for conflict cares.
+        return -self.projection(gradient_dm, -share_P)
 
     def _denoising_share(self, parameters: FlatParameters, step: int) -> tuple[Tensor, Tensor]:
         plan, size = self.denoising_planner.at(step), self.denoising_planner.batch_size
