@@ -118,7 +118,7 @@ def test_whole_chains_match_diffusers(
     scheduler.alphas_cumprod = (1 - values).cumprod(0)
     scheduler.one = scheduler.final_alpha_cumprod = torch.ones((), dtype=torch.float64)
     scheduler.set_timesteps(sampling_steps)
-    start_BX = noise_KBX[-1] * ((1 + process.path.sigma(0) ** 2) ** 0.5 if sampler == "heun" else 1.0)
+    start_BX = noise_KBX[-1] * ((1 + process.levels.sigma(0) ** 2) ** 0.5 if sampler == "heun" else 1.0)
     expected = chain_of_diffusers(scheduler, predict, start_BX)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
@@ -264,3 +264,15 @@ def test_gradient_through_the_chain_is_that_of_finite_differences(sampler: str, 
     weight = torch.tensor([0.5, 0.1], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.grad(samples_of(weight).sum(), weight)[0].abs().min() > 0
     assert torch.autograd.gradcheck(samples_of, weight)
+
+
+@every_prediction
+@every_sampler
+def test_chains_run_where_the_bounds_are(sampler: str, prediction: str) -> None:
+    """The device `meta` stands for an accelerator: mixing it with CPU tensors fails in the same places."""
+    high = torch.ones(3, device="meta")
+    process = Diffusion(DiffusionConfig("vp", 10, prediction, sampler, 5), -high, high)
+    noise_KBX = torch.randn(5, 4, 3, device="meta")
+    assert process.sample(lambda x_BX, step_B: x_BX * step_B[:, None], noise_KBX).device.type == "meta"
+    step_B = torch.zeros(4, dtype=torch.int64, device="meta")
+    assert process.target(noise_KBX[0], step_B, noise_KBX[1]).device.type == "meta"

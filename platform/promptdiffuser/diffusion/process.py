@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from promptdiffuser.diffusion.predictions import PREDICTIONS
-from promptdiffuser.diffusion.samplers import SAMPLERS, Path, check_sampler
+from promptdiffuser.diffusion.samplers import SAMPLERS, Levels, check_sampler
 from promptdiffuser.diffusion.schedules import betas
 
 
@@ -47,7 +47,7 @@ class DiffusionConfig:
                 f"diffusion.sampling_steps must be between 0 and diffusion.steps ({self.steps}), "
                 f"got {self.sampling_steps}"
             )
-        check_sampler(self.sampler, self.schedule, path_through(abar_N, visited_steps(self)))
+        check_sampler(self.sampler, self.schedule, levels_at(abar_N, visited_steps(self)))
 
 
 def signal_levels(config: DiffusionConfig) -> Tensor:
@@ -65,10 +65,10 @@ def visited_steps(config: DiffusionConfig) -> tuple[int, ...]:
     return tuple(round(place * config.steps / count) - 1 for place in range(count, 0, -1))
 
 
-def path_through(abar_N: Tensor, steps: tuple[int, ...]) -> Path:
-    """Return the path of a chain through some levels and on to clean data."""
+def levels_at(abar_N: Tensor, steps: tuple[int, ...]) -> Levels:
+    """Return the levels of a chain that visits some steps and goes on to clean data."""
     abar_K = abar_N[list(steps)]
-    return Path((*abar_K.sqrt().tolist(), 1.0), (*(1 - abar_K).sqrt().tolist(), 0.0))
+    return Levels((*abar_K.sqrt().tolist(), 1.0), (*(1 - abar_K).sqrt().tolist(), 0.0))
 
 
 class Diffusion:
@@ -80,7 +80,7 @@ class Diffusion:
         self.config, self.low_X, self.high_X = config, low_X, high_X
         self.num_steps = config.steps
         self.steps = visited_steps(config)
-        self.path = path_through(abar_N, self.steps)
+        self.levels = levels_at(abar_N, self.steps)
         self.prediction = PREDICTIONS[config.prediction]
         self.signal_N = abar_N.sqrt().float().to(low_X.device)
         self.deviation_N = (1 - abar_N).sqrt().float().to(low_X.device)
@@ -114,4 +114,4 @@ class Diffusion:
             step_B = torch.full((len(x_BX),), step, device=x_BX.device)
             return self.predict_x0(x_BX, step, predict(x_BX, step_B))
 
-        return SAMPLERS[self.config.sampler].run(denoise, self.path, self.config.temperature * noise_KBX)
+        return SAMPLERS[self.config.sampler].run(denoise, self.levels, self.config.temperature * noise_KBX)
