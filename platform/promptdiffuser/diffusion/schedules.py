@@ -49,8 +49,8 @@ def edm(num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: 
     """Sigmas evenly spaced in sigma^(1 / rho) (Karras et al. 2022, equation 5, constants of table 1).
 
     Their preconditioning for data of deviation 1, such as standardised prompts, is what the change of scale and the
-    prediction `v` amount to: the network reads c_in x, theirs says -v, and the loss weighs all sigmas alike. They draw sigma
-    from a log-normal distribution in training; here all N steps are equally likely, as for the other schedules.
+    prediction `v` amount to: the network reads c_in x, theirs says -v, and the loss weighs all sigmas alike. Training
+    draws sigma from a log-normal distribution there; here all N steps are equally likely, as for the other schedules.
     """
     sigma = torch.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), num_steps, dtype=torch.float64).flip(0)
     signal = 1 / (1 + sigma ** (2 * rho))
