@@ -51,6 +51,8 @@ class Decoder:
         self.places = self.num_places(config.history)
         self._now = 0
         """Decisions made since all rows began together; the place written next is this modulo `places`."""
+        self._since_start = 0
+        """Decisions made since any row began."""
         self.steps_B = torch.zeros(num_rows, dtype=torch.int64, device=self.device)
         """Of each row: steps decided already in its episode."""
         num_tokens = self.num_prompt + TOKENS_A_STEP * self.places
@@ -58,6 +60,9 @@ class Decoder:
         self._keys, self._values = (
             [torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(config.layers)] for _ in range(2)
         )
+        self._embedding, self._times = self._one_embedding()
+        self._biases: dict[int, Tensor] = {}
+        """Place -> what is added to the scores once the ring is full in every row."""
 
     @staticmethod
     def num_places(history: int) -> int:
@@ -69,7 +74,7 @@ class Decoder:
         """Begin an episode in some rows, with one prompt each."""
         if len(rows_N) == len(self.steps_B):
             self._now = 0  # The ring is empty again, so the first decisions see short windows.
-        self.steps_B[rows_N] = 0
+        self.steps_B[rows_N], self._since_start = 0, 0
         if not self.num_prompt:
             return
         causal = causal_attention(self.num_prompt, slice(None), self.device)
@@ -94,10 +99,12 @@ class Decoder:
             returns_to_go_B: Returns-to-go of the step.
             states_BS: States of the step.
         """
-        tokens_B3D = self._tokens(actions_before_BA, returns_to_go_B, states_BS)
-        place = self._now % self.places
-        state_B1D = self._run(self.backbone.embedding_norm(tokens_B3D), place)
-        self._now += 1
+        inputs_BI = torch.cat([actions_before_BA, returns_to_go_B[:, None], states_BS], dim=1).to(self.dtype)
+        tokens_B3D = (F.linear(inputs_BI, self._embedding) + self._times[self.steps_B]).unflatten(
+            1, (TOKENS_A_STEP, -1)
+        )
+        state_B1D = self._run(self.backbone.embedding_norm(tokens_B3D), self._now % self.places)
+        self._now, self._since_start = self._now + 1, self._since_start + 1
         self.steps_B += 1
         return self.backbone.read_actions(state_B1D)[:, 0].float()
 
@@ -110,19 +117,17 @@ class Decoder:
         """Return the last hidden states (B, 1, D) of the state tokens; `place` is where the ring takes the tokens."""
         raise NotImplementedError
 
-    def _tokens(self, actions_before_BA: Tensor, returns_to_go_B: Tensor, states_BS: Tensor) -> Tensor:
+    def _one_embedding(self) -> tuple[Tensor, Tensor]:
+        """Return the three embeddings of a step as one product, (3 D, A + 1 + S), and what each step adds, (T, 3 D)."""
         embed = self.backbone.embed_history
-        returns_B = returns_to_go_B if embed.sees_returns else torch.zeros_like(returns_to_go_B)
-        tokens_B3D = torch.stack(
-            [
-                embed.action(actions_before_BA.to(self.dtype)),
-                embed.return_to_go(returns_B.to(self.dtype)[:, None]),
-                embed.state(states_BS.to(self.dtype)),
-            ],
-            dim=1,
+        returns_weight = (
+            embed.return_to_go.weight if embed.sees_returns else torch.zeros_like(embed.return_to_go.weight)
         )
-        time_BD, before_BD = embed.timestep(self.steps_B), embed.timestep((self.steps_B - 1).clamp(min=0))
-        return tokens_B3D + torch.stack([before_BD, time_BD, time_BD], dim=1)
+        weight = torch.block_diag(embed.action.weight, returns_weight, embed.state.weight)
+        bias = torch.cat([embed.action.bias, embed.return_to_go.bias, embed.state.bias])
+        time_TD = embed.timestep.weight
+        before_TD = time_TD[(torch.arange(len(time_TD), device=self.device) - 1).clamp(min=0)]
+        return weight, torch.cat([before_TD, time_TD, time_TD], dim=1) + bias
 
     def _used_places(self) -> int:
         """Return how many places of the ring have been written."""
@@ -134,23 +139,25 @@ class Decoder:
         steps_ago = (self._now - torch.arange(used, device=self.device)) % self.places
         return (TOKENS_A_STEP * steps_ago[:, None] + torch.tensor([2, 1, 0], device=self.device)).flatten()
 
-    def _bias(self, asking_Q: Tensor, reach: int) -> Tensor:
-        """Return what is added to the scores, (Q, L) or (B, 1, Q, L).
-
-        Args:
-            asking_Q: How many tokens ago each token came that asks.
-            reach: How many tokens back a token sees, itself counted.
-        """
-        ago_R = self._order()
-        behind_QR = ago_R - asking_Q[:, None]
-        seen_QR = (behind_QR >= 0) & (behind_QR < reach)
-        bias_QL = self._additive(F.pad(seen_QR, (self.num_prompt, 0), value=True))
+    def _bias(self) -> Tensor:
+        """Return what is added to the scores of the tokens that ask, (Q, L) or (B, 1, Q, L)."""
+        ago_R, place = self._order(), self._now % self.places
+        # By then every row fills the ring, and all that matters is where the newest step stands in it.
+        is_full = self._since_start >= self.places
+        if is_full and place in self._biases:
+            return self._biases[place]
+        common_QL = self._additive(F.pad(self._sees(ago_R), (self.num_prompt, 0), value=True))
+        if is_full:
+            self._biases[place] = common_QL
+            return common_QL
         # A row that has decided n steps has n + 1 tokens of states and of returns-to-go, and n of actions.
         own_BR = ago_R < TOKENS_A_STEP * self.steps_B[:, None] + 2
-        if bool(own_BR.all()):
-            return bias_QL
-        own_BL = F.pad(own_BR, (self.num_prompt, 0), value=True)
-        return bias_QL + self._additive(own_BL)[:, None, None]
+        own_BL = self._additive(F.pad(own_BR, (self.num_prompt, 0), value=True))
+        return common_QL + own_BL[:, None, None]
+
+    def _sees(self, ago_R: Tensor) -> Tensor:
+        """Return (Q, R): whether the tokens that ask see those of the ring, which came so many tokens ago."""
+        raise NotImplementedError
 
     def _additive(self, seen: Tensor) -> Tensor:
         return torch.zeros(seen.shape, dtype=self.dtype, device=self.device).masked_fill_(~seen, _HIDDEN)
@@ -200,8 +207,7 @@ class CachedDecoder(Decoder):
     def _run(self, tokens_B3D: Tensor, place: int) -> Tensor:
         hidden_BQD = tokens_B3D
         new = slice(self.num_prompt + TOKENS_A_STEP * place, self.num_prompt + TOKENS_A_STEP * (place + 1))
-        asking_Q = torch.tensor([2, 1, 0], device=self.device)
-        bias = self._bias(asking_Q, TOKENS_A_STEP * self.backbone.config.history)
+        bias = self._bias()
         for layer in range(self.layers):
             block = self._block(layer)
             query, key, value = block.attention_in(block.attention_norm(hidden_BQD)).chunk(3, dim=-1)
@@ -211,6 +217,10 @@ class CachedDecoder(Decoder):
                 query, hidden_BQD, bias = query[:, -1:], hidden_BQD[:, -1:], bias[..., -1:, :]
             hidden_BQD = self._attend(block, self._split(query), layer, hidden_BQD, bias)
         return hidden_BQD
+
+    def _sees(self, ago_R: Tensor) -> Tensor:
+        behind_QR = ago_R - ago_R.new_tensor([[2], [1], [0]])
+        return (behind_QR >= 0) & (behind_QR < TOKENS_A_STEP * self.backbone.config.history)
 
 
 class WindowDecoder(Decoder):
@@ -240,13 +250,9 @@ class WindowDecoder(Decoder):
         self._tokens_BRD[:, new], self._queries_BRD[:, new] = tokens_B3D, query
         self._keys[0][:, :, in_cache], self._values[0][:, :, in_cache] = self._split(key), self._split(value)
 
-        ago_R = self._order()
-        # The oldest place holds an action of the step before the window: it is not seen.
-        bias = self._bias(ago_R, TOKENS_A_STEP * self.places) + self._additive(
-            F.pad(ago_R < TOKENS_A_STEP * self.places - 1, (self.num_prompt, 0), value=True)
-        )
+        bias = self._bias()
         state = slice(new.stop - 1, new.stop)
-        used = slice(0, len(ago_R))
+        used = slice(0, TOKENS_A_STEP * self._used_places())
         if self.layers == 1:
             return self._attend(
                 first, self._split(self._queries_BRD[:, state]), 0, self._tokens_BRD[:, state], bias[..., state, :]
@@ -264,6 +270,10 @@ class WindowDecoder(Decoder):
             seen_values[:, :, self.num_prompt :] = self._split(F.linear(normal_BRD, weights[2], biases[2]))
             hidden_BRD = self._attend(block, self._split(query), layer, hidden_BRD[:, asking], bias[..., asking, :])
         return hidden_BRD
+
+    def _sees(self, ago_R: Tensor) -> Tensor:
+        # The oldest place holds an action of the step before the window: it is not seen.
+        return (ago_R >= ago_R[:, None]) & (ago_R < TOKENS_A_STEP * self.places - 1)
 
 
 def make_decoder(backbone: PromptDT, num_rows: int, dtype: torch.dtype) -> Decoder:
