@@ -31,6 +31,8 @@ from tests.benchmarks.straightforward import StraightforwardBackbone, Straightfo
 COMMAND = "python -m tests.benchmarks evaluation"
 FAMILY = get_family("cheetah-vel")
 CONFIG = BackboneConfig(dropout=0.0)
+BANDED_HISTORY = 3
+"""Best on the validation tasks of cheetah-vel (docs/evaluation.md)."""
 METHOD, CORES, ROUNDS = "bench", 2, 3
 STRAIGHTFORWARD_EPISODES = 80
 
@@ -62,7 +64,8 @@ def run() -> list[Value | Ratio]:
     ).prompts
 
     def policies(attention: Literal["full", "banded"]) -> AdaptedPolicies:
-        backbone = freeze(build_backbone(replace(CONFIG, attention=attention), FAMILY, 0))
+        history = BANDED_HISTORY if attention == "banded" else CONFIG.history
+        backbone = freeze(build_backbone(replace(CONFIG, attention=attention, history=history), FAMILY, 0))
         return AdaptedPolicies(backbone, normaliser, {METHOD: dict.fromkeys(FAMILY.tasks, prompts)})
 
     published = {attention: policies(attention) for attention in ("full", "banded")}
