@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 import torch
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from promptdiffuser.data.windows import ResidentEpisodes, Segments
 from promptdiffuser.learning.backbone import BackboneLearning
@@ -71,9 +71,9 @@ def actions_of(w: Weights, history: Steps, prompt: Steps, layers: int = 2, heads
     return np.tanh(linear(w, "action_head", norm(w, "final_norm", at_states_KD)))
 
 
-def loss_of(w: Weights, batch: Batch, predicted_as: DTypeLike = np.float64) -> float:
+def loss_of(w: Weights, batch: Batch) -> float:
     """Return the mean squared error over all numbers of all valid steps, of predictions in some number format."""
-    errors = [actions_of(w, *row).astype(predicted_as) - row[0]["actions"] for row in batch]
+    errors = [actions_of(w, *row) - row[0]["actions"] for row in batch]
     return float(np.square(np.concatenate(errors)).mean())
 
 
@@ -129,8 +129,7 @@ def test_actions_are_those_of_the_definition(dtype: torch.dtype, tolerance: floa
 @FORMATS
 def test_loss_is_the_mean_over_valid_steps(dtype: torch.dtype, tolerance: float) -> None:
     network = Network(dtype)
-    # Whatever the model's number format is, the loss is computed on predictions in fp32.
-    expected = loss_of(network.weights, network.batch, predicted_as=np.float32)
+    expected = loss_of(network.weights, network.batch)
     assert network.share.scalars["loss"].item() == pytest.approx(expected, rel=tolerance)
 
 
