@@ -67,7 +67,7 @@ def test_a_killed_driver_and_ctrl_c_lose_nothing(tiny_run: Path, tmp_path: Path)
 
     process = tiny.start_pipeline(tmp_path, tiny.WITHOUT_DIFFUSER)
     wait_for(process, tmp_path, "quickstart/evaluate-*")
-    time.sleep(2)  # into the stage's work, which takes several seconds
+    time.sleep(0.5)  # into the stage's work, which starts with the actors and takes some seconds
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 130, output
