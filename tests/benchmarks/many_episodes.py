@@ -26,7 +26,7 @@ PROTOCOL = ProtocolConfig(prompts=500, episodes_per_prompt=40, horizon=10)
 
 def run() -> list[Value]:
     """Compare the memory at a tenth of the episodes with that at the end."""
-    pool, normaliser = tiny_pool(FAMILY, [index % 40 for index in range(PROTOCOL.prompts)])
+    pool, normaliser = tiny_pool(FAMILY, sorted(index % 40 for index in range(PROTOCOL.prompts)))
     policies = AdaptedPolicies(tiny_backbone(FAMILY), normaliser, {"m": dict.fromkeys(FAMILY.tasks, pool.prompts)})
     blocks = evaluation_blocks(PROTOCOL.requests(FAMILY, ["m"], FAMILY.test_tasks), PROTOCOL)
     connect(ClusterConfig())

@@ -87,7 +87,8 @@ class RolloutPool:
         starting = {actor.ready.remote(): _Member(actor) for actor in self._actors}
         working, alive = dict[Any, _Member](), list[_Member]()
         while waiting or working:
-            for ahead in range(BLOCKS_IN_FLIGHT):
+            # While others start, nobody takes a block to wait: it may be theirs.
+            for ahead in range(1 if starting else BLOCKS_IN_FLIGHT):
                 for member in alive:
                     if waiting and len(member.blocks) == ahead:
                         number = waiting.popleft()
