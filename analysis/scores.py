@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from promptdiffuser.data.manifest import TaskRecord
 from promptdiffuser.errors import UserError
+from promptdiffuser.evaluation.scores import normalised_scores
 from promptdiffuser.tasks.references import Reference
 
 Level = Literal["training_seed", "prompt", "episode"]
@@ -46,9 +47,7 @@ def normalised(episodes: pd.DataFrame, references: Mapping[int, TaskRecord | Ref
     missing = sorted(set(episodes["task"]) - set(references))
     if missing:
         raise UserError(f"no reference returns of tasks {missing}; give those of the family they belong to")
-    random = episodes["task"].map(lambda task: references[task].random_return)
-    expert = episodes["task"].map(lambda task: references[task].expert_return)
-    return episodes.assign(score=(episodes["return"] - random) / (expert - random))
+    return episodes.assign(score=normalised_scores(episodes, references))
 
 
 def of_method(episodes: pd.DataFrame, method: str) -> pd.DataFrame:

@@ -19,38 +19,23 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 
-from promptdiffuser.data.normaliser import Normaliser
-from promptdiffuser.data.plans import Rounds, RoundsConfig
+from promptdiffuser.data.plans import RoundsConfig
 from promptdiffuser.data.store import Dataset, open_dataset
 from promptdiffuser.data.windows import PromptPool, WindowSource
 from promptdiffuser.distributed import training as ray_training
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.experiment import ClusterConfig
-from promptdiffuser.learning.backbone import BackboneLearning, BackboneLossConfig
-from promptdiffuser.learning.engine import OptimisationConfig
+from promptdiffuser.learning.backbone import BackboneLearning
 from promptdiffuser.learning.trainings import BackboneTraining
-from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.tracking.store import prepare
+from tests.distributed.small_training import TASKS, small_training
 
-TASKS = (0, 1, 3, 5)
-STEPS = 12
 WHOLE, SHRUNK, GROWN = "2-from-update-0", "1-from-update-4", "2-from-update-8"
 """Marks: with both nodes; after the first checkpoint, without one; after the second, with the new one."""
 
 
 def training_of(dataset: Dataset) -> BackboneTraining:
-    return BackboneTraining(
-        family="cheetah-vel",
-        seed=0,
-        backbone=BackboneConfig(width=16, layers=1, history=4, prompt_length=3, dropout=0.0),
-        loss=BackboneLossConfig(batch_size=12, precision="fp32"),
-        optimisation=OptimisationConfig(
-            steps=STEPS, learning_rate=1e-3, schedule="constant", clip_norm=1.0, checkpoint_every=4
-        ),
-        statistics=Normaliser.fit(dataset.parts(TASKS), 500.0).tensors(),
-        dataset_digest=dataset.manifest.digest,
-        rounds=Rounds(RoundsConfig(files=2, steps=6), tuple(record.episodes for _, record in dataset.files(TASKS))),
-    )
+    return small_training(dataset, RoundsConfig(files=2, steps=6))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from promptdiffuser.data.store import Dataset
 from promptdiffuser.learning.checkpoint import load_checkpoint
 from promptdiffuser.learning.trainings import make_resident, train
 from tests import tiny
-from tests.distributed.elastic import SHRUNK, STEPS, TASKS, WHOLE, training_of
+from tests.distributed.elastic import SHRUNK, WHOLE, training_of
+from tests.distributed.small_training import STEPS, TASKS
 
 pytestmark = pytest.mark.ray
 CPU = torch.device("cpu")

@@ -16,8 +16,7 @@ import torch
 from mlflow import MlflowClient
 
 from promptdiffuser.data.few_shot import FewShotConfig
-from promptdiffuser.data.normaliser import Normaliser
-from promptdiffuser.data.plans import Rounds
+from promptdiffuser.data.plans import Rounds, RoundsConfig
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.data.windows import PromptPool, WindowSource
 from promptdiffuser.distributed import training as ray_training
@@ -27,32 +26,20 @@ from promptdiffuser.distributed.training import TrainJob, train_few_shot, train_
 from promptdiffuser.distributed.validation import Validation
 from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.experiment import ClusterConfig
-from promptdiffuser.learning.backbone import BackboneLearning, BackboneLossConfig
+from promptdiffuser.learning.backbone import BackboneLearning
 from promptdiffuser.learning.checkpoint import load_checkpoint
-from promptdiffuser.learning.engine import NonFiniteGradientError, OptimisationConfig, Share
+from promptdiffuser.learning.engine import NonFiniteGradientError, Share
 from promptdiffuser.learning.trainings import BackboneTraining, make_resident, train
-from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.tracking.store import prepare
+from tests.distributed.small_training import TASKS, small_training
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 CPU = torch.device("cpu")
-TASKS = (0, 1, 3, 5)
 
 
 @pytest.fixture(scope="module")
 def training(small_dataset: Dataset) -> BackboneTraining:
-    return BackboneTraining(
-        family="cheetah-vel",
-        seed=0,
-        backbone=BackboneConfig(width=16, layers=1, history=4, prompt_length=3, dropout=0.0),
-        loss=BackboneLossConfig(batch_size=12, precision="fp32"),
-        optimisation=OptimisationConfig(
-            steps=12, learning_rate=1e-3, schedule="constant", clip_norm=1.0, checkpoint_every=4
-        ),
-        statistics=Normaliser.fit(small_dataset.parts(TASKS), 500.0).tensors(),
-        dataset_digest=small_dataset.manifest.digest,
-        rounds=Rounds(file_episodes=tuple(record.episodes for _, record in small_dataset.files(TASKS))),
-    )
+    return small_training(small_dataset, RoundsConfig())
 
 
 @pytest.fixture(scope="module")

@@ -3,28 +3,12 @@
 import pytest
 import torch
 
-from promptdiffuser.data.windows import Segments
 from promptdiffuser.models.attention import banded_attention, causal_attention
 from promptdiffuser.models.backbone import BackboneConfig, PromptDT
+from tests.models.segments import ACTION_DIM, STATE_DIM, segments
 
-STATE_DIM, ACTION_DIM, HORIZON, HISTORY = 5, 2, 30, 4
+HORIZON, HISTORY = 30, 4
 CPU = torch.device("cpu")
-
-
-def segments(rows: int, steps: int, seed: int) -> Segments:
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(rows, steps, *shape, generator=generator, dtype=torch.float64)
-
-    return Segments(
-        returns_to_go=normal(),
-        states=normal(STATE_DIM),
-        actions=normal(ACTION_DIM).tanh(),
-        rewards=normal(),
-        timesteps=torch.arange(steps).expand(rows, steps),
-        valid=torch.ones(rows, steps, dtype=torch.bool),
-    )
 
 
 def network(layers: int = 2, sees_prompt: bool = True, history: int = HISTORY) -> PromptDT:

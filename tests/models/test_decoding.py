@@ -8,24 +8,9 @@ import torch
 from promptdiffuser.data.windows import Segments
 from promptdiffuser.models.backbone import BackboneConfig, PromptDT
 from promptdiffuser.models.decoding import CachedDecoder, Decoder, WindowDecoder, make_decoder
+from tests.models.segments import ACTION_DIM, STATE_DIM, segments
 
-STATE_DIM, ACTION_DIM, HORIZON, ROWS = 5, 2, 20, 3
-
-
-def segments(rows: int, steps: int, seed: int) -> Segments:
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(rows, steps, *shape, generator=generator, dtype=torch.float64)
-
-    return Segments(
-        returns_to_go=normal(),
-        states=normal(STATE_DIM),
-        actions=normal(ACTION_DIM).tanh(),
-        rewards=normal(),
-        timesteps=torch.arange(steps).expand(rows, steps),
-        valid=torch.ones(rows, steps, dtype=torch.bool),
-    )
+HORIZON, ROWS = 20, 3
 
 
 def network(**changes: object) -> PromptDT:

@@ -1,6 +1,5 @@
 """Scoring models on validation tasks: a finished one, or the snapshots of a training beside the training itself."""
 
-import json
 import shutil
 import threading
 from collections.abc import Iterator
@@ -8,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -19,14 +17,13 @@ from promptdiffuser.evaluation.blocks import evaluation_blocks
 from promptdiffuser.evaluation.policies import AdaptedPolicies
 from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.evaluation.scores import summarise_method
-from promptdiffuser.learning.checkpoint import replacing, write_json
 from promptdiffuser.learning.model_folders import load_backbone, load_diffuser
+from promptdiffuser.learning.snapshots import read_scores, use_snapshot, write_scores
 from promptdiffuser.methods import get_method
 from promptdiffuser.methods.inputs import PoolBuilder, prompts_by_task
 from promptdiffuser.tasks.experts import Quality
 from promptdiffuser.tracking.store import RunLog
 
-SCORES = "scores.json"
 SCORED = ("mean", "ci_low", "ci_high", "normalised", "diverged", "seconds")
 POLL_SECONDS = 1.0
 CPU = torch.device("cpu")
@@ -100,9 +97,7 @@ def validating(folder: Path, validation: Validation, num_actors: int, run: RunLo
 
 def use_best_snapshot(folder: Path) -> None:
     """Make the snapshot with the best score the model of a finished training."""
-    best = _best(_read_scores(folder / "snapshots"))
-    with replacing(folder / "model") as model:
-        shutil.copytree(folder / "snapshots" / best, model, dirs_exist_ok=True)
+    use_snapshot(folder, _best(read_scores(folder / "snapshots")))
 
 
 class _SnapshotScorer:
@@ -115,11 +110,11 @@ class _SnapshotScorer:
 
     def score_new(self) -> None:
         """Score the snapshots that have no score yet, oldest first, and delete all but the best."""
-        scores, snapshots = _read_scores(self._snapshots), sorted(self._snapshots.glob("step-*"))
+        scores, snapshots = read_scores(self._snapshots), sorted(self._snapshots.glob("step-*"))
         for snapshot in snapshots:
             if snapshot.name not in scores:
                 scores[snapshot.name] = self._validation.score(snapshot, self._pool)
-                write_json(self._snapshots / SCORES, scores)
+                write_scores(self._snapshots, scores)
                 self._log(scores)
         for snapshot in snapshots:
             if snapshot.name != _best(scores):
@@ -128,7 +123,7 @@ class _SnapshotScorer:
     def finish(self) -> None:
         """Score what is left and end the actors; the run gets all scores, should it have lost some."""
         self.score_new()
-        self._log(_read_scores(self._snapshots))
+        self._log(read_scores(self._snapshots))
         if "_pool" in self.__dict__:
             self._pool.close()
 
@@ -139,12 +134,6 @@ class _SnapshotScorer:
                 for name, score in sorted(scores.items())
             ]
         )
-
-
-def _read_scores(snapshots: Path) -> dict[str, Any]:
-    path = snapshots / SCORES
-    scores: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return scores
 
 
 def _best(scores: dict[str, dict[str, float]]) -> str:

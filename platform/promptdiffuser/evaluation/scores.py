@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from promptdiffuser.data.manifest import TaskRecord
 from promptdiffuser.seeding import numpy_generator
+from promptdiffuser.tasks.references import Reference
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -37,6 +38,21 @@ def bootstrap_interval(prompt_means: Mapping[int, NDArray[np.float64]], seed: in
     return float(low), float(high)
 
 
+def normalised(value: Any, random: Any, expert: Any) -> Any:
+    """Return where a return lies: 0 is the random policy's, 1 the expert's; numbers, arrays or columns alike."""
+    return (value - random) / (expert - random)
+
+
+def normalised_scores(episodes: pd.DataFrame, references: Mapping[int, TaskRecord | Reference]) -> "pd.Series[float]":
+    """Return each episode's return, normalised by the reference returns of its task."""
+    random, expert = (
+        episodes["task"].map(lambda task, name=name: getattr(references[task], name))
+        for name in ("random_return", "expert_return")
+    )
+    scores: pd.Series[float] = normalised(episodes["return"], random, expert)
+    return scores
+
+
 def summarise_method(episodes: pd.DataFrame, references: Mapping[int, TaskRecord], seed: int) -> dict[str, Any]:
     """Summarise one method's episodes: mean over tasks of the means within each task.
 
@@ -50,9 +66,7 @@ def summarise_method(episodes: pd.DataFrame, references: Mapping[int, TaskRecord
         for task, group in episodes.groupby("task")
     }
     low, high = bootstrap_interval(prompt_means, seed)
-    random_return = episodes["task"].map(lambda task: references[task].random_return)
-    expert_return = episodes["task"].map(lambda task: references[task].expert_return)
-    scores = (episodes["return"] - random_return) / (expert_return - random_return)
+    scores = normalised_scores(episodes, references)
     return {
         "mean": float(per_task.mean(skipna=False)),
         "ci_low": low,

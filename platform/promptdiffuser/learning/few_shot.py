@@ -8,8 +8,6 @@ their actions best becomes the model: early stopping.
 Axes: W windows, K levels that generation visits, X features of a flattened prompt.
 """
 
-import json
-import shutil
 from copy import copy, deepcopy
 from pathlib import Path
 
@@ -19,9 +17,9 @@ from torch import Tensor
 
 from promptdiffuser.data.plans import WindowPlan
 from promptdiffuser.learning.backbone import squared_action_errors
-from promptdiffuser.learning.checkpoint import replacing, write_json
 from promptdiffuser.learning.diffuser import DiffuserLearning
 from promptdiffuser.learning.engine import LearningTask
+from promptdiffuser.learning.snapshots import read_scores, use_snapshot, write_scores
 
 DRAWS = 4
 """Prompts that every held-out window is scored with: one draw of noise says little about a diffuser."""
@@ -64,21 +62,10 @@ def held_out_plan(learning: DiffuserLearning) -> WindowPlan:
 def score_snapshot(task: LearningTask, snapshot: Path, weights: dict[str, Tensor]) -> None:
     """Note a snapshot's held-out loss beside it, in `scores.json`; a resumed training notes the same again."""
     assert isinstance(task, DiffuserLearning)
-    write_json(_scores(snapshot.parent), _read(snapshot.parent) | {snapshot.name: held_out_loss(task, weights)})
+    write_scores(snapshot.parent, read_scores(snapshot.parent) | {snapshot.name: held_out_loss(task, weights)})
 
 
 def use_best_snapshot(folder: Path) -> None:
     """Make the snapshot with the lowest held-out loss the model of a finished training; the first of equals."""
-    scores = _read(folder / "snapshots")
-    best = min(sorted(scores), key=lambda name: scores[name])
-    with replacing(folder / "model") as model:
-        shutil.copytree(folder / "snapshots" / best, model, dirs_exist_ok=True)
-
-
-def _scores(snapshots: Path) -> Path:
-    return snapshots / "scores.json"
-
-
-def _read(snapshots: Path) -> dict[str, float]:
-    scores: dict[str, float] = json.loads(_scores(snapshots).read_text()) if _scores(snapshots).is_file() else {}
-    return scores
+    scores = read_scores(folder / "snapshots")
+    use_snapshot(folder, min(sorted(scores), key=lambda name: scores[name]))

@@ -141,11 +141,12 @@ class Decoder:
 
     def _bias(self) -> Tensor:
         """Return what is added to the scores of the tokens that ask, (Q, L) or (B, 1, Q, L)."""
-        ago_R, place = self._order(), self._now % self.places
+        place = self._now % self.places
         # By then every row fills the ring, and all that matters is where the newest step stands in it.
         is_full = self._since_start >= self.places
         if is_full and place in self._biases:
             return self._biases[place]
+        ago_R = self._order()
         common_QL = self._additive(F.pad(self._sees(ago_R), (self.num_prompt, 0), value=True))
         if is_full:
             self._biases[place] = common_QL

@@ -1,0 +1,27 @@
+"""A pre-training of the smallest backbone, for tests that train it in several ways."""
+
+from promptdiffuser.data.normaliser import Normaliser
+from promptdiffuser.data.plans import Rounds, RoundsConfig
+from promptdiffuser.data.store import Dataset
+from promptdiffuser.learning.backbone import BackboneLossConfig
+from promptdiffuser.learning.engine import OptimisationConfig
+from promptdiffuser.learning.trainings import BackboneTraining
+from promptdiffuser.models.backbone import BackboneConfig
+
+TASKS = (0, 1, 3, 5)
+STEPS = 12
+
+
+def small_training(dataset: Dataset, rounds: RoundsConfig) -> BackboneTraining:
+    return BackboneTraining(
+        family="cheetah-vel",
+        seed=0,
+        backbone=BackboneConfig(width=16, layers=1, history=4, prompt_length=3, dropout=0.0),
+        loss=BackboneLossConfig(batch_size=12, precision="fp32"),
+        optimisation=OptimisationConfig(
+            steps=STEPS, learning_rate=1e-3, schedule="constant", clip_norm=1.0, checkpoint_every=4
+        ),
+        statistics=Normaliser.fit(dataset.parts(TASKS), 500.0).tensors(),
+        dataset_digest=dataset.manifest.digest,
+        rounds=Rounds(rounds, tuple(record.episodes for _, record in dataset.files(TASKS))),
+    )
