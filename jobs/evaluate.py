@@ -1,19 +1,21 @@
 """Evaluate every method of an experiment on the unseen test tasks, on a pool of rollout actors.
 
-python jobs/evaluate.py quickstart --evaluation.prompts 32
+    python jobs/evaluate.py quickstart --evaluation.prompts 32
+
+A method's episodes lie in a folder named by what they are, so a longer list of methods plays the new ones alone.
 """
 
 import dataclasses
 import json
-import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import adapt
 import pandas as pd
 import pretrain
 import torch
-import train_diffuser
-from workspace import JobOptions, Stage, StageRun, Workspace, run_job
+from workspace import JobOptions, Stage, StageRun, Workspace, fingerprint_of, run_job
 
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.data.windows import Segments
@@ -21,118 +23,137 @@ from promptdiffuser.diffusion.prompt_space import PromptSpace
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.rollouts import RolloutPool
 from promptdiffuser.evaluation.blocks import EvaluationBlock, evaluation_blocks
-from promptdiffuser.evaluation.policies import AdaptedPolicies
+from promptdiffuser.evaluation.policies import AdaptedPolicies, AdaptedPolicy
 from promptdiffuser.evaluation.results import BlockResults
 from promptdiffuser.evaluation.scores import summarise_targets
-from promptdiffuser.learning.model_folders import load_backbone, load_diffuser
+from promptdiffuser.learning.model_folders import load_backbone
 from promptdiffuser.methods import get_method
-from promptdiffuser.methods.inputs import PoolBuilder, prompts_by_task
+from promptdiffuser.methods.adaptation import Adaptation, Cost
+from promptdiffuser.methods.folders import load_adaptation
+from promptdiffuser.methods.inputs import InputsBuilder
 from promptdiffuser.tasks import get_family
+from promptdiffuser.tracking.store import STAGE_TAG
 
 CPU = torch.device("cpu")
 EPISODES = "episodes.parquet"
 SHOWN = ("mean", "ci_low", "ci_high", "normalised", "diverged")
 
 
+@dataclass(frozen=True)
+class MethodEvaluation:
+    """What a method made of the test tasks, and where its episodes are written."""
+
+    method: str
+    fingerprint: str
+    folder: Path
+    adaptations: dict[int, Adaptation]
+
+    @property
+    def blocks(self) -> BlockResults:
+        """The method's finished blocks."""
+        return BlockResults(self.folder / "blocks")
+
+    @property
+    def episodes(self) -> Path:
+        """All of its episodes."""
+        return self.folder / EPISODES
+
+
 def stage(workspace: Workspace) -> Stage:
     """Return the evaluate stage."""
-    experiment = workspace.experiment
-    family = get_family(experiment.family)
-    dataset = pretrain.checked_dataset(workspace)
-    backbone_folder = pretrain.backbone_folder(workspace)
-    backbone, normaliser = load_backbone(backbone_folder, family, CPU)
-    diffusing = bool(train_diffuser.diffuser_methods(workspace))
-    few_shot = workspace.finished(train_diffuser.few_shot_stage(workspace, family.test_tasks)) if diffusing else None
+    experiment, dataset = workspace.experiment, pretrain.checked_dataset(workspace)
+    plans = [adapt.plan(workspace, name) for name in experiment.methods]
+    workspace.finished(adapt.stage(workspace))
     settings = {
-        "seed": experiment.seed,
-        "methods": experiment.methods,
+        "methods": {plan.method: plan.fingerprint for plan in plans},
         "evaluation": dataclasses.asdict(experiment.evaluation),
-        "dataset": dataset.manifest.digest,
-        "backbone": (backbone_folder / "manifest.json").read_text(),
-        "few_shot": few_shot.name if few_shot else None,
     }
 
     def work(run: StageRun) -> None:
-        builder = PoolBuilder(
-            dataset,
-            normaliser,
-            backbone.config.prompt_length,
-            experiment.diffuser.context_transitions,
-            experiment.quality,
-        )
-        protocol = experiment.evaluation
-        # Prompts are sums too: the same on a driver with other cores, or in a Ray job.
-        torch.set_num_threads(1)
-        prompts: dict[str, dict[int, Segments]] = {}
-        costs: dict[str, dict[str, float]] = {}
-        for name in experiment.methods:
-            started = time.perf_counter()
-            method = get_method(name)
-            models = {
-                task: train_diffuser.few_shot_folder(few_shot, name, task)
-                for task in family.test_tasks
-                if few_shot and method.trains_diffuser
-            }
-            prompts[name] = prompts_by_task(
-                method,
-                family.test_tasks,
-                builder,
-                protocol.few_shot,
-                protocol.num_prompts,
-                experiment.seed,
-                lambda task, models=models: load_diffuser(models[task] / "model", family, CPU),
-            )
-            costs[name] = adaptation_cost(list(models.values()), time.perf_counter() - started)
-        policies = AdaptedPolicies(backbone, normaliser, prompts)
-        requests = protocol.requests(family, experiment.methods, family.test_tasks)
-        run_blocks(run, evaluation_blocks(requests, protocol), policies, workspace)
-        episodes = pd.read_parquet(run.folder / EPISODES)
-        expert_pool = builder.few_shot_pool(family.test_tasks, protocol.few_shot)
-        shown = {"expert": _split_by_task(expert_pool.prompts, expert_pool.index.tasks), **prompts}
-        summary = summarise(workspace, dataset, episodes, costs)
-        log_results(run, shown, summary)
+        policies, evaluations = adapted(workspace, plans)
+        play(run, policies, evaluations, workspace)
+        summary = summarise(workspace, dataset, evaluations)
+        write_artifacts(run, workspace, evaluations, summary)
+        for evaluation in evaluations:
+            log_method(run, workspace, evaluation, summary["methods"][evaluation.method])
 
     return Stage("evaluate", "evaluate", settings, work, f"python jobs/evaluate.py {experiment.name}")
 
 
-def run_blocks(run: StageRun, blocks: list[EvaluationBlock], policies: AdaptedPolicies, workspace: Workspace) -> None:
+def adapted(workspace: Workspace, plans: list[adapt.MethodPlan]) -> tuple[AdaptedPolicies, list[MethodEvaluation]]:
+    """Read what the methods made; policies that share a backbone's weights share the object."""
+    family = get_family(workspace.experiment.family)
+    folders = {plan.cells[0].backbone_folder for plan in plans}
+    backbones = {folder: load_backbone(folder, family, CPU) for folder in folders}
+    protocol = dataclasses.asdict(workspace.experiment.evaluation)
+    evaluations = []
+    for plan in plans:
+        backbone, _ = backbones[plan.cells[0].backbone_folder]
+        fingerprint = fingerprint_of([plan.fingerprint, protocol])
+        evaluations.append(
+            MethodEvaluation(
+                plan.method,
+                fingerprint,
+                workspace.folder / "evaluations" / f"{plan.method}-{fingerprint[:8]}",
+                {cell.task: load_adaptation(cell.result, backbone) for cell in plan.cells},
+            )
+        )
+    made: dict[str, dict[int, AdaptedPolicy]] = {
+        each.method: {task: adaptation.policy for task, adaptation in each.adaptations.items()} for each in evaluations
+    }
+    # All backbones learn from the same data, so they share one normaliser.
+    normaliser = next(iter(backbones.values()))[1]
+    return AdaptedPolicies(normaliser, made), evaluations
+
+
+def play(run: StageRun, policies: AdaptedPolicies, evaluations: list[MethodEvaluation], workspace: Workspace) -> None:
     """Run the blocks that have no result file yet and write the episodes of all; every finished block is kept."""
-    results = BlockResults(run.folder / "blocks")
-    missing = [block for block in blocks if not results.has(block.name)]
-    run.expect(len(blocks), len(blocks) - len(missing))
+    experiment, protocol = workspace.experiment, workspace.experiment.evaluation
+    family = get_family(experiment.family)
+    blocks: dict[str, list[EvaluationBlock]] = {}
+    for each in evaluations:
+        requests = protocol.requests(family, [each.method], family.test_tasks)
+        blocks[each.method] = evaluation_blocks(requests, protocol, policies)
+    missing = [block for each in evaluations for block in blocks[each.method] if not each.blocks.has(block.name)]
+    total = sum(len(of_method) for of_method in blocks.values())
+    run.expect(total, total - len(missing))
     if missing:
-        cluster = workspace.experiment.cluster
-        connect(cluster)
-        pool = RolloutPool(workspace.experiment.family, cluster.rollout_actors, cluster.gpus_per_actor)
+        connect(experiment.cluster)
+        results = {each.method: each.blocks for each in evaluations}
+        pool = RolloutPool(family.name, experiment.cluster.rollout_actors, experiment.cluster.gpus_per_actor)
         for block, episodes in pool.run(missing, policies):
-            results.write(block.name, episodes)
+            results[block.method].write(block.name, episodes)
             run.advance()
         run.run.log_metrics({"cost/rollout_actor_memory_gib": pool.peak_memory_gib})
         pool.close()
-    results.join([block.name for block in blocks], run.folder / EPISODES)
+    for each in evaluations:
+        each.blocks.join([block.name for block in blocks[each.method]], each.episodes)
 
 
-def adaptation_cost(few_shot_folders: list[Path], prompt_seconds: float) -> dict[str, float]:
-    """Return the seconds a method spent on adapting to all target tasks, and how many numbers it tunes for each.
+def cost_of(evaluation: MethodEvaluation) -> dict[str, float]:
+    """Return what a method cost: the seconds of all tasks, of all else the most that a task took."""
+    costs: list[Cost] = [adaptation.cost for adaptation in evaluation.adaptations.values()]
+    most = {
+        name: max(getattr(cost, name) for cost in costs)
+        for name in ("tunable_parameters", "gradient_steps", "environment_episodes", "memory_gib")
+    }
+    return most | {"seconds_adapt": sum(cost.seconds for cost in costs)}
 
-    A method without a diffuser has no few-shot trainings, so it tunes nothing.
-    """
-    trained = [json.loads((folder / "progress.json").read_text())["seconds"] for folder in few_shot_folders]
-    tuned = [json.loads((folder / "model" / "model.json").read_text())["parameters"] for folder in few_shot_folders]
-    return {"seconds_adapt": prompt_seconds + sum(trained), "tunable_parameters": max(tuned, default=0)}
 
-
-def summarise(
-    workspace: Workspace, dataset: Dataset, episodes: pd.DataFrame, costs: dict[str, dict[str, float]]
-) -> dict[str, Any]:
+def summarise(workspace: Workspace, dataset: Dataset, evaluations: list[MethodEvaluation]) -> dict[str, Any]:
     """Return the content of summary.json."""
     experiment = workspace.experiment
     family = get_family(experiment.family)
-    by_target = {
-        method: summarise_targets(episodes[episodes.method == method], dataset.manifest.tasks, experiment.seed)
-        for method in experiment.methods
-    }
     compared_at = f"{experiment.evaluation.targets(family)[0]:g}"
+    methods = {}
+    for each in evaluations:
+        targets = summarise_targets(pd.read_parquet(each.episodes), dataset.manifest.tasks, experiment.seed)
+        methods[each.method] = (
+            targets[compared_at]
+            | cost_of(each)
+            | {"summary": get_method(each.method).summary}
+            | {"targets": {target: {key: of_target[key] for key in SHOWN} for target, of_target in targets.items()}}
+        )
     return {
         "experiment": experiment.name,
         "family": family.name,
@@ -144,17 +165,23 @@ def summarise(
         "protocol": dataclasses.asdict(experiment.evaluation),
         "command": workspace.command,
         "seed": experiment.seed,
-        "methods": {
-            method: targets[compared_at]
-            | costs[method]
-            | {"targets": {target: {key: of_target[key] for key in SHOWN} for target, of_target in targets.items()}}
-            for method, targets in by_target.items()
-        },
+        "methods": methods,
     }
 
 
-def log_results(run: StageRun, shown: dict[str, dict[int, Segments]], summary: dict[str, Any]) -> None:
-    """Write the artifacts that the report is made from, and the methods' scores as metrics."""
+def write_artifacts(
+    run: StageRun, workspace: Workspace, evaluations: list[MethodEvaluation], summary: dict[str, Any]
+) -> None:
+    """Write what the report is made from: the episodes and trajectory prompts of all methods, and the summary."""
+    experts = expert_prompts(workspace)
+    shown: dict[str, dict[int, Segments]] = {"expert": experts} | {
+        each.method: {
+            task: adaptation.policy.prompts
+            for task, adaptation in each.adaptations.items()
+            if isinstance(adaptation.policy.prompts, Segments)
+        }
+        for each in evaluations
+    }
     rows = [
         {"method": method, "task": task, "prompt": number, "features": features}
         for method, by_task in shown.items()
@@ -163,14 +190,59 @@ def log_results(run: StageRun, shown: dict[str, dict[int, Segments]], summary: d
     ]
     pd.DataFrame(rows).to_parquet(run.folder / "prompts.parquet")
     (run.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    pd.concat([pd.read_parquet(each.episodes) for each in evaluations]).to_parquet(run.folder / EPISODES, index=False)
     for name in (EPISODES, "prompts.parquet", "summary.json"):
         run.run.log_artifact(run.folder / name)
-    for method, result in summary["methods"].items():
-        run.run.log_metrics({f"evaluation/{method}/{key}": result[key] for key in SHOWN})
 
 
-def _split_by_task(prompts: Segments, tasks: Any) -> dict[int, Segments]:
-    return {int(task): prompts.select(torch.from_numpy(tasks == task)) for task in sorted(set(tasks.tolist()))}
+def expert_prompts(workspace: Workspace) -> dict[int, Segments]:
+    """Return the few-shot prompts of every test task."""
+    experiment, family = workspace.experiment, get_family(workspace.experiment.family)
+    backbone, normaliser = load_backbone(pretrain.backbone_folder(workspace), family, CPU)
+    settings = pretrain.inputs_settings(experiment, experiment.evaluation)
+    builder = InputsBuilder(pretrain.checked_dataset(workspace), backbone, normaliser, settings)
+    return {task: builder.few_shot([task], settings.few_shot).pool.prompts for task in family.test_tasks}
+
+
+def log_method(run: StageRun, workspace: Workspace, evaluation: MethodEvaluation, result: dict[str, Any]) -> None:
+    """Log a method as a run of its own, with the same keys for every method."""
+    experiment, method = workspace.experiment, get_method(evaluation.method)
+    tags = {
+        STAGE_TAG: "method",
+        "promptdiffuser.method": method.name,
+        "promptdiffuser.family": experiment.family,
+        "promptdiffuser.seed": str(experiment.seed),
+    }
+    log = run.tracker.run(method.name, evaluation.fingerprint, run.run, tags)
+    log.log_params(
+        {
+            "method": dataclasses.asdict(method) | {"adapt": method.adapt.__module__},
+            "seed": experiment.seed,
+            "family": experiment.family,
+            "adaptation": dataclasses.asdict(experiment.adaptation),
+            "evaluation": dataclasses.asdict(experiment.evaluation),
+        }
+    )
+    success = {"test/success": result["success"]} if get_family(experiment.family).has_success else {}
+    log.log_metrics(
+        {
+            "test/return": result["mean"],
+            "test/return_low": result["ci_low"],
+            "test/return_high": result["ci_high"],
+            "test/normalised": result["normalised"],
+            "test/diverged": result["diverged"],
+            "time/adapt_s": result["seconds_adapt"],
+            "time/evaluate_s": result["seconds"],
+            "cost/tunable_parameters": result["tunable_parameters"],
+            "cost/gradient_steps": result["gradient_steps"],
+            "cost/environment_episodes": result["environment_episodes"],
+            "cost/memory_gib": result["memory_gib"],
+        }
+        | success
+        | {f"test/task-{task}": mean for task, mean in result["per_task"].items()}
+    )
+    log.log_artifact(evaluation.episodes)
+    log.finish()
 
 
 def main(options: JobOptions) -> None:

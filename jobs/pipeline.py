@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import adapt
 import collect
 import evaluate
 import pretrain
@@ -30,14 +31,11 @@ def run_experiment(options: JobOptions) -> None:
     with Workspace(options) as workspace:
         if options.dataset is None:
             workspace.run(collect.stage(workspace))
-        if options.backbone_checkpoint is None:
-            workspace.run(pretrain.stage(workspace))
-        methods = train_diffuser.diffuser_methods(workspace)
-        for method in methods:
-            workspace.run(train_diffuser.multi_task_stage(workspace, method))
-        if methods:
-            tasks = get_family(workspace.experiment.family).test_tasks
-            workspace.run(train_diffuser.few_shot_stage(workspace, tasks))
+        for variant in pretrain.variants(workspace):
+            workspace.run(pretrain.stage(workspace, variant))
+        for diffuser in train_diffuser.diffusers(workspace):
+            workspace.run(train_diffuser.stage(workspace, diffuser))
+        workspace.run(adapt.stage(workspace))
         results = workspace.run(evaluate.stage(workspace))
     shutil.copyfile(results / "summary.json", workspace.folder / "summary.json")
     report = _write_report(workspace)

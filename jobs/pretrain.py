@@ -17,14 +17,29 @@ from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.training import TrainJob, train_on_cluster
 from promptdiffuser.distributed.validation import Validation
 from promptdiffuser.errors import UserError
+from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.experiment import Experiment
 from promptdiffuser.learning.trainings import BackboneTraining, Training
+from promptdiffuser.methods import get_method
+from promptdiffuser.methods.backbones import PROMPTED, backbone_config
+from promptdiffuser.methods.inputs import InputsSettings
 from promptdiffuser.tasks import get_family
 
 
-def stage(workspace: Workspace) -> Stage:
-    """Return the pretrain stage."""
+def variants(workspace: Workspace) -> list[str]:
+    """Return the variants of the backbone that the experiment's methods need and that were not passed, each once.
+
+    Diffusers are trained through the one with prompts and returns.
+    """
+    methods = [get_method(name) for name in workspace.experiment.methods]
+    needed = dict.fromkeys(method.backbone for method in methods)
+    return [name for name in needed if not (name == PROMPTED and workspace.options.backbone_checkpoint)]
+
+
+def stage(workspace: Workspace, variant: str = PROMPTED) -> Stage:
+    """Return the stage that pre-trains a variant of the backbone."""
     experiment = workspace.experiment
+    backbone = backbone_config(variant, experiment.backbone)
     family = get_family(experiment.family)
     dataset = checked_dataset(workspace)
     settings = {
@@ -32,7 +47,7 @@ def stage(workspace: Workspace) -> Stage:
         "seed": experiment.seed,
         "dataset": dataset.manifest.digest,
         "quality": experiment.quality,
-        "backbone": dataclasses.asdict(experiment.backbone),
+        "backbone": dataclasses.asdict(backbone),
         "pretraining": dataclasses.asdict(experiment.pretraining),
         "rounds": dataclasses.asdict(experiment.rounds),
         "validation": dataclasses.asdict(experiment.validation),
@@ -42,7 +57,7 @@ def stage(workspace: Workspace) -> Stage:
         training = BackboneTraining(
             family=family.name,
             seed=experiment.seed,
-            backbone=experiment.backbone,
+            backbone=backbone,
             loss=experiment.pretraining.loss,
             optimisation=experiment.pretraining.optimisation,
             statistics=Normaliser.fit(
@@ -53,7 +68,8 @@ def stage(workspace: Workspace) -> Stage:
         )
         train_with_ray(run, training, dataset, experiment, validation_of(dataset, experiment, "prompt-dt"))
 
-    return Stage("pretrain", "pretrain", settings, work, f"python jobs/pretrain.py {experiment.name}")
+    name = "pretrain" if variant == PROMPTED else f"pretrain-{variant}"
+    return Stage(name, "pretrain", settings, work, f"python jobs/pretrain.py {experiment.name}")
 
 
 def statistics_tasks(experiment: Experiment) -> tuple[int, ...]:
@@ -68,24 +84,31 @@ def rounds_of(dataset: Dataset, experiment: Experiment) -> Rounds:
     return Rounds(experiment.rounds, tuple(record.episodes for _, record in files))
 
 
+def inputs_settings(experiment: Experiment, protocol: ProtocolConfig) -> InputsSettings:
+    """Return what methods see in an evaluation of some size."""
+    return InputsSettings(
+        experiment.quality,
+        protocol.few_shot,
+        experiment.diffuser.context_transitions,
+        experiment.adaptation,
+        protocol.num_prompts,
+        experiment.seed,
+    )
+
+
 def validation_of(
     dataset: Dataset, experiment: Experiment, method: str, backbone_folder: Path | None = None
 ) -> Validation:
     """Return how the snapshots of a training are scored; `backbone_folder` is a diffuser's frozen backbone."""
-    return Validation(
-        method,
-        dataset,
-        experiment.quality,
-        experiment.validation.protocol(experiment.evaluation),
-        experiment.seed,
-        experiment.diffuser.context_transitions,
-        backbone_folder,
-    )
+    protocol = experiment.validation.protocol(experiment.evaluation)
+    return Validation(method, dataset, inputs_settings(experiment, protocol), protocol, backbone_folder)
 
 
-def backbone_folder(workspace: Workspace) -> Path:
-    """Return the backbone that the experiment adapts: the one passed, or its own pretrain stage's."""
-    return workspace.options.backbone_checkpoint or workspace.finished(stage(workspace)) / "model"
+def backbone_folder(workspace: Workspace, variant: str = PROMPTED) -> Path:
+    """Return a backbone that the experiment adapts: the one passed, or its own pretrain stage's."""
+    if variant == PROMPTED and workspace.options.backbone_checkpoint:
+        return workspace.options.backbone_checkpoint
+    return workspace.finished(stage(workspace, variant)) / "model"
 
 
 @cache
@@ -127,7 +150,8 @@ def train_with_ray(
 def main(options: JobOptions) -> None:
     """Run the stage."""
     with Workspace(options) as workspace:
-        print(workspace.run(stage(workspace)) / "model")
+        for variant in variants(workspace):
+            print(workspace.run(stage(workspace, variant)) / "model")
 
 
 if __name__ == "__main__":

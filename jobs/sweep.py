@@ -42,7 +42,9 @@ def stage(workspace: Workspace, sweep: GuidanceSweep) -> Stage:
     """Return the sweep stage; its points are folders of their own, named by what they compute."""
     experiment, family = sweep.experiment, get_family(sweep.experiment.family)
     dataset = pretrain.checked_dataset(workspace)
-    base = train_diffuser.training_of(workspace, get_method(sweep.method), "multi-task", experiment.diffuser.multi_task)
+    diffuser = get_method(sweep.method).diffuser
+    assert diffuser is not None, "the sweep's configuration has checked it"
+    base = train_diffuser.training_of(workspace, diffuser, "multi-task", experiment.diffuser.multi_task)
     points = [
         {"guidance_weight": weight, "schedule": schedule}
         for weight, schedule in itertools.product(sweep.guidance_weights, sweep.schedules)

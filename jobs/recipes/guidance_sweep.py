@@ -32,7 +32,7 @@ class GuidanceSweep:
             dataclasses.replace(self.experiment.guidance, weight=weight)
         for schedule in self.schedules:
             dataclasses.replace(self.experiment.diffusion, schedule=schedule)
-        if not get_method(self.method).trains_diffuser:
+        if get_method(self.method).diffuser is None:
             raise ValueError(f"method must be one that trains a diffuser, got {self.method!r}")
         if self.concurrency < 1:
             raise ValueError(f"concurrency must be at least 1, got {self.concurrency}")

@@ -17,6 +17,7 @@ from promptdiffuser.learning.backbone import BackboneLossConfig
 from promptdiffuser.learning.engine import OptimisationConfig
 from promptdiffuser.learning.guidance import GuidanceConfig
 from promptdiffuser.methods import METHODS
+from promptdiffuser.methods.config import AdaptationConfig
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.models.denoiser import DenoiserConfig
 from promptdiffuser.tasks import get_family
@@ -143,7 +144,7 @@ class Experiment:
     """Task family."""
     seed: int = 0
     """Every random number of the experiment is addressed below this seed."""
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = ("prompt-dt", "other-task-prompt", "prompt-diffuser", "prompt-diffuser-context")
     """Methods to compare."""
     collection: CollectionConfig = field(default_factory=CollectionConfig)
     quality: Quality = "expert"
@@ -154,6 +155,7 @@ class Experiment:
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     diffuser: DiffuserTrainingConfig = field(default_factory=DiffuserTrainingConfig)
+    adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     evaluation: ProtocolConfig = field(default_factory=ProtocolConfig)
@@ -168,6 +170,12 @@ class Experiment:
             raise ValueError("methods must name at least one method")
         if unknown := [method for method in self.methods if method not in METHODS]:
             raise ValueError(f"methods names an unknown method {unknown[0]!r}; known: {', '.join(METHODS)}")
+        for name in self.methods:
+            if lacking := [q for q in METHODS[name].qualities if q not in self.collection.qualities]:
+                raise ValueError(
+                    f"method {name} needs {lacking[0]} episodes, which collection.qualities "
+                    f"({', '.join(self.collection.qualities)}) lacks; add it or leave the method out"
+                )
         if self.backbone.history > family.horizon or self.backbone.prompt_length >= family.horizon:
             raise ValueError(
                 f"backbone.history ({self.backbone.history}) must fit the horizon of {family.name} ({family.horizon}) "

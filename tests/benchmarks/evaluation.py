@@ -27,6 +27,7 @@ from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.experts import RandomPolicy
 from tests.benchmarks.entry import Ratio, Value
 from tests.benchmarks.straightforward import StraightforwardBackbone, StraightforwardPolicy
+from tests.evaluation.synthetic_policies import backbone_of, prompted
 
 COMMAND = "python -m tests.benchmarks evaluation"
 FAMILY = get_family("cheetah-vel")
@@ -66,7 +67,7 @@ def run() -> list[Value | Ratio]:
     def policies(attention: Literal["full", "banded"]) -> AdaptedPolicies:
         history = BANDED_HISTORY if attention == "banded" else CONFIG.history
         backbone = freeze(build_backbone(replace(CONFIG, attention=attention, history=history), FAMILY, 0))
-        return AdaptedPolicies(backbone, normaliser, {METHOD: dict.fromkeys(FAMILY.tasks, prompts)})
+        return prompted(backbone, normaliser, {METHOD: dict.fromkeys(FAMILY.tasks, prompts)})
 
     published = {attention: policies(attention) for attention in ("full", "banded")}
     connect(ClusterConfig())
@@ -116,7 +117,7 @@ def _evaluate(pool: RolloutPool, policies: AdaptedPolicies, way: Way, actors: in
     """Return policy steps a second of full blocks of every test task, from the first block handed out to the last."""
     protocol = ProtocolConfig(prompts=16, episodes_per_prompt=EPISODES_PER_BLOCK // 16, precision=way.precision)
     tasks = (FAMILY.test_tasks * 3)[: way.blocks * actors]
-    blocks = evaluation_blocks(protocol.requests(FAMILY, [METHOD], tasks), protocol)
+    blocks = evaluation_blocks(protocol.requests(FAMILY, [METHOD], tasks), protocol, policies)
     started = time.perf_counter()
     steps = sum(int(frame["length"].sum()) for _, frame in pool.run(blocks, policies))
     return steps / (time.perf_counter() - started)
@@ -126,7 +127,7 @@ def _play(policies: AdaptedPolicies) -> Episodes:
     """Return episodes whose actions raw stepping repeats."""
     protocol = ProtocolConfig(prompts=16, episodes_per_prompt=1)
     requests = protocol.requests(FAMILY, [METHOD], FAMILY.test_tasks[:1])
-    return EpisodeStepper(FAMILY).run(requests, PromptedPolicy(FAMILY, policies))
+    return EpisodeStepper(FAMILY).run(requests, PromptedPolicy(FAMILY, policies, backbone_of(policies)))
 
 
 def _step_raw(episodes: Episodes) -> float:
@@ -144,7 +145,7 @@ def _step_raw(episodes: Episodes) -> float:
 def _straightforward(policies: AdaptedPolicies, num: int, bf16: bool) -> StraightforwardPolicy:
     torch.set_num_threads(CORES)
     model = StraightforwardBackbone(CONFIG, FAMILY.observation_dim, FAMILY.action_dim, FAMILY.horizon)
-    all_prompts = policies.prompts[METHOD][FAMILY.tasks[0]]
+    all_prompts = policies.policies[METHOD][FAMILY.tasks[0]].prompts
     prompts = all_prompts.select(torch.arange(num) % len(all_prompts))
     return StraightforwardPolicy(model, prompts, CONFIG.history, bf16)
 

@@ -10,13 +10,12 @@ import pyarrow.parquet as pq
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.rollouts import RolloutPool
 from promptdiffuser.evaluation.blocks import evaluation_blocks
-from promptdiffuser.evaluation.policies import AdaptedPolicies
 from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.evaluation.results import BlockResults
 from promptdiffuser.experiment import ClusterConfig
 from promptdiffuser.tasks import get_family
 from tests.benchmarks.entry import Value
-from tests.evaluation.synthetic_policies import tiny_backbone, tiny_pool
+from tests.evaluation.synthetic_policies import prompted, tiny_backbone, tiny_pool
 
 COMMAND = "python -m tests.benchmarks many_episodes"
 FAMILY = get_family("cheetah-vel")
@@ -27,8 +26,8 @@ PROTOCOL = ProtocolConfig(prompts=500, episodes_per_prompt=40, horizon=10)
 def run() -> list[Value]:
     """Compare the memory at a tenth of the episodes with that at the end."""
     pool, normaliser = tiny_pool(FAMILY, sorted(index % 40 for index in range(PROTOCOL.prompts)))
-    policies = AdaptedPolicies(tiny_backbone(FAMILY), normaliser, {"m": dict.fromkeys(FAMILY.tasks, pool.prompts)})
-    blocks = evaluation_blocks(PROTOCOL.requests(FAMILY, ["m"], FAMILY.test_tasks), PROTOCOL)
+    policies = prompted(tiny_backbone(FAMILY), normaliser, {"m": dict.fromkeys(FAMILY.tasks, pool.prompts)})
+    blocks = evaluation_blocks(PROTOCOL.requests(FAMILY, ["m"], FAMILY.test_tasks), PROTOCOL, policies)
     connect(ClusterConfig())
     actors = RolloutPool(FAMILY.name, 2)
     early = {"driver": 0.0, "actors": 0.0}

@@ -1,11 +1,14 @@
-"""A pre-training of the smallest backbone, for tests that train it in several ways."""
+"""A pre-training of the smallest backbone, for tests that train it in several ways, and what scores it."""
 
 from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.plans import Rounds, RoundsConfig
 from promptdiffuser.data.store import Dataset
+from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.learning.backbone import BackboneLossConfig
 from promptdiffuser.learning.engine import OptimisationConfig
 from promptdiffuser.learning.trainings import BackboneTraining
+from promptdiffuser.methods.config import AdaptationConfig
+from promptdiffuser.methods.inputs import InputsSettings
 from promptdiffuser.models.backbone import BackboneConfig
 
 TASKS = (0, 1, 3, 5)
@@ -24,4 +27,10 @@ def small_training(dataset: Dataset, rounds: RoundsConfig) -> BackboneTraining:
         statistics=Normaliser.fit(dataset.parts(TASKS), 500.0).tensors(),
         dataset_digest=dataset.manifest.digest,
         rounds=Rounds(rounds, tuple(record.episodes for _, record in dataset.files(TASKS))),
+    )
+
+
+def settings_of(protocol: ProtocolConfig, context_transitions: int = 0) -> InputsSettings:
+    return InputsSettings(
+        "expert", protocol.few_shot, context_transitions, AdaptationConfig(), protocol.num_prompts, seed=0
     )

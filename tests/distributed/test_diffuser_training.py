@@ -27,6 +27,7 @@ from promptdiffuser.learning.trainings import BackboneTraining, DiffuserTraining
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.models.denoiser import DenoiserConfig
 from promptdiffuser.tracking.store import prepare
+from tests.distributed.small_training import settings_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 CPU = torch.device("cpu")
@@ -91,9 +92,8 @@ def test_a_streamed_diffuser_is_the_resident_one_and_its_best_snapshot_is_used(
     train(training, training.learning_task(*make_resident(training, small_dataset.read(TASKS), CPU), CPU), plain)
     optimisation = dataclasses.replace(training.optimisation, snapshot_every=4, use="best")
     protocol = ProtocolConfig(prompts=1, episodes_per_prompt=1, few_shot=FewShotConfig(episodes=2))
-    validation = Validation(
-        "prompt-diffuser-context", small_dataset, "expert", protocol, 0, CONTEXT_TRANSITIONS, training.backbone_folder
-    )
+    settings = settings_of(protocol, CONTEXT_TRANSITIONS)
+    validation = Validation("prompt-diffuser-context", small_dataset, settings, protocol, training.backbone_folder)
     streamed.mkdir()
     run = prepare(f"sqlite:///{streamed}/mlflow.db", "test").run("test", "test", None, {})
     scored = dataclasses.replace(training, optimisation=optimisation)

@@ -23,6 +23,7 @@ from promptdiffuser.learning.trainings import BackboneTraining, DiffuserTraining
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.models.denoiser import DenoiserConfig
 from promptdiffuser.tracking.store import prepare
+from tests.distributed.small_training import settings_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 CPU = torch.device("cpu")
@@ -67,7 +68,7 @@ def make_trials(backbone: Path, dataset: Dataset, folder: Path, schedules: list[
         dataset_digest=dataset.manifest.digest,
     )
     protocol = ProtocolConfig(prompts=2, episodes_per_prompt=1, few_shot=FewShotConfig(episodes=2))
-    validation = Validation("prompt-diffuser-context", dataset, "expert", protocol, 0, 4, backbone)
+    validation = Validation("prompt-diffuser-context", dataset, settings_of(protocol, 4), protocol, backbone)
     return [
         Trial(
             name=schedule,

@@ -22,7 +22,7 @@ from promptdiffuser.data.windows import PromptPool, WindowSource
 from promptdiffuser.distributed import training as ray_training
 from promptdiffuser.distributed.datasets import EPISODES, POOL, ShardByEpisode, resident_shard, training_datasets
 from promptdiffuser.distributed.rollouts import RolloutPool
-from promptdiffuser.distributed.training import TrainJob, train_few_shot, train_on_cluster
+from promptdiffuser.distributed.training import TrainJob, train_apart, train_on_cluster
 from promptdiffuser.distributed.validation import Validation
 from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.experiment import ClusterConfig
@@ -31,7 +31,7 @@ from promptdiffuser.learning.checkpoint import load_checkpoint
 from promptdiffuser.learning.engine import NonFiniteGradientError, Share
 from promptdiffuser.learning.trainings import BackboneTraining, make_resident, train
 from promptdiffuser.tracking.store import prepare
-from tests.distributed.small_training import TASKS, small_training
+from tests.distributed.small_training import TASKS, settings_of, small_training
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 CPU = torch.device("cpu")
@@ -212,7 +212,7 @@ def test_snapshots_are_scored_beside_an_elastic_training_and_the_best_is_used(
 ) -> None:
     optimisation = dataclasses.replace(training.optimisation, snapshot_every=4, use="best")
     protocol = ProtocolConfig(prompts=1, episodes_per_prompt=1, few_shot=FewShotConfig(episodes=2))
-    validation = Validation("prompt-dt", small_dataset, "expert", protocol, 0, 0)
+    validation = Validation("prompt-dt", small_dataset, settings_of(protocol), protocol)
     weights = weights_of_ray_run(
         dataclasses.replace(training, optimisation=optimisation),
         small_dataset,
@@ -248,30 +248,23 @@ def test_training_reads_the_quality_that_it_is_told(training: BackboneTraining, 
     assert {bool(row["success"]) for row in rows} == {False}
 
 
-def test_few_shot_trainings_learn_from_the_few_shot_sets_alone(
-    training: BackboneTraining, small_dataset: Dataset, tmp_path: Path
-) -> None:
-    """Any training will do: what it ends with tells which episodes it saw."""
+def test_trainings_apart_are_the_plain_ones(training: BackboneTraining, small_dataset: Dataset, tmp_path: Path) -> None:
     training = dataclasses.replace(training, rounds=Rounds())
-    tracker, finished = prepare(f"sqlite:///{tmp_path}/mlflow.db", "test"), []
-    few_shot = FewShotConfig(episodes=2, returns="high")
+    tracker = prepare(f"sqlite:///{tmp_path}/mlflow.db", "test")
     jobs = [
         TrainJob(
             training,
             small_dataset,
             (task,),
-            few_shot.quality,
+            "random",
             tmp_path / str(task),
             tracker.run(str(task), str(task), None, {}),
         )
         for task in (2, 7)
     ]
-    train_few_shot(jobs, few_shot, lambda job: finished.append(job.tasks))
-    assert sorted(finished) == [(2,), (7,)]
-    for (task,) in finished:
-        episodes = few_shot.choose(small_dataset.read([task]))
-        assert len(episodes) == 2
-        resident, pool = make_resident(training, episodes, CPU)
+    assert sorted(job.tasks for job in train_apart(jobs)) == [(2,), (7,)]
+    for task in (2, 7):
+        resident, pool = make_resident(training, small_dataset.read([task], "random"), CPU)
         train(training, training.learning_task(resident, pool, CPU), tmp_path / "plain" / str(task))
         expected, made = (
             load_checkpoint(folder / str(task) / "model").tensors["weights"]

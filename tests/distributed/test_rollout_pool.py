@@ -21,11 +21,10 @@ from promptdiffuser.data.storage import Storage
 from promptdiffuser.distributed.rollouts import RolloutPool
 from promptdiffuser.errors import UserError
 from promptdiffuser.evaluation.blocks import CollectBlock, EvaluationBlock
-from promptdiffuser.evaluation.policies import AdaptedPolicies
 from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.evaluation.stepping import EpisodeStepper
 from promptdiffuser.tasks import get_family
-from tests.evaluation.synthetic_policies import tiny_backbone, tiny_pool
+from tests.evaluation.synthetic_policies import prompted, tiny_backbone, tiny_pool
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -131,7 +130,7 @@ def evaluate(num_actors: int, folder: Path) -> tuple[pd.DataFrame, float]:
     pool_a, normaliser = tiny_pool(FAMILY, [1, 2])
     pool_b, _ = tiny_pool(FAMILY, [3, 4], seed=1)
     tasks = FAMILY.test_tasks
-    policies = AdaptedPolicies(
+    policies = prompted(
         tiny_backbone(FAMILY),
         normaliser,
         {"a": dict.fromkeys(tasks, pool_a.prompts), "b": dict.fromkeys(tasks, pool_b.prompts)},
@@ -196,7 +195,7 @@ def test_an_action_that_is_not_finite_stops_the_evaluation_with_its_name(tmp_pat
     pool_a, normaliser = tiny_pool(FAMILY, [1, 2])
     broken = dataclasses.replace(pool_a.prompts, states=pool_a.prompts.states.clone())
     broken.states[1] = torch.nan
-    policies = AdaptedPolicies(tiny_backbone(FAMILY), normaliser, {"a": {7: broken}})
+    policies = prompted(tiny_backbone(FAMILY), normaliser, {"a": {7: broken}})
     block = EvaluationBlock(0, tuple(PROTOCOL.requests(FAMILY, ["a"], [7])), PROTOCOL)
     pool = RolloutPool(FAMILY.name, 1)
     with pytest.raises(UserError, match=r"not finite at step 0 of .*task=7.*method='a', prompt=1"):

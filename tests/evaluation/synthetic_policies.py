@@ -1,12 +1,13 @@
 """Small policies for tests: one that depends on its own episode alone, and a backbone with random weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
 from promptdiffuser.data.normaliser import Normaliser
-from promptdiffuser.data.windows import PromptPool, cut_pool_pieces
+from promptdiffuser.data.windows import PromptPool, Segments, cut_pool_pieces
+from promptdiffuser.evaluation.policies import AdaptedPolicies, AdaptedPolicy
 from promptdiffuser.evaluation.stepping import BatchPolicy, EpisodeRequest, Rows
 from promptdiffuser.learning.backbone import freeze
 from promptdiffuser.learning.model_folders import build_backbone
@@ -67,3 +68,22 @@ def tiny_pool(family: TaskFamily, tasks: Sequence[int], seed: int = 0) -> tuple[
     normaliser = Normaliser.fit([episodes], family.return_scale)
     pieces = cut_pool_pieces(episodes, TINY.prompt_length, num_transitions=4)
     return PromptPool.build(pieces, normaliser, torch.device("cpu")), normaliser
+
+
+def prompted(
+    backbone: PromptDT, normaliser: Normaliser, prompts: Mapping[str, Mapping[int, Segments]]
+) -> AdaptedPolicies:
+    """Policies that share a backbone and have their prompts from `prompts`, method -> task -> prompts."""
+    policies = {
+        method: {task: AdaptedPolicy(backbone, of_task) for task, of_task in by_task.items()}
+        for method, by_task in prompts.items()
+    }
+    return AdaptedPolicies(normaliser, policies)
+
+
+def backbone_of(policies: AdaptedPolicies) -> PromptDT:
+    """The backbone of policies that share one."""
+    (backbone,) = {
+        id(p.backbone): p.backbone for of_method in policies.policies.values() for p in of_method.values()
+    }.values()
+    return backbone

@@ -19,7 +19,7 @@ from promptdiffuser.evaluation.blocks import (
     evaluation_blocks,
     lockstep_of,
 )
-from promptdiffuser.evaluation.policies import AdaptedPolicies, PromptedPolicy
+from promptdiffuser.evaluation.policies import AdaptedPolicies, AdaptedPolicy, PromptedPolicy
 from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.evaluation.stepping import EpisodeRequest, EpisodeStepper
 from promptdiffuser.tasks import FAMILIES
@@ -32,7 +32,7 @@ from promptdiffuser.tasks.experts import (
 )
 from promptdiffuser.tasks.family import ScriptedExpert, TaskFamily
 from tests.data.synthetic import assert_equal
-from tests.evaluation.synthetic_policies import tiny_backbone, tiny_pool
+from tests.evaluation.synthetic_policies import backbone_of, prompted, tiny_backbone, tiny_pool
 
 FULL_FAMILY = FAMILIES["cheetah-vel"]
 FAMILY = dataclasses.replace(FULL_FAMILY, horizon=30)
@@ -46,13 +46,13 @@ def policies() -> AdaptedPolicies:
     pool, normaliser = tiny_pool(FAMILY, [1, 2, 3])
     other, _ = tiny_pool(FAMILY, [4, 5, 6], seed=1)
     prompts = {"prompt-dt": {7: pool.prompts, 2: pool.prompts}, "other-task-prompt": {7: other.prompts}}
-    return AdaptedPolicies(tiny_backbone(FAMILY), normaliser, prompts)
+    return prompted(tiny_backbone(FAMILY), normaliser, prompts)
 
 
 def evaluate(
     policies: AdaptedPolicies, method: str = "prompt-dt", task: int = 7, protocol: ProtocolConfig = PROTOCOL
 ) -> pd.DataFrame:
-    blocks = evaluation_blocks(protocol.requests(FAMILY, [method], [task]), protocol)
+    blocks = evaluation_blocks(protocol.requests(FAMILY, [method], [task]), protocol, policies)
     return pd.concat([block.run(EpisodeStepper(FAMILY), policies) for block in blocks], ignore_index=True)
 
 
@@ -82,7 +82,7 @@ def test_each_row_is_the_episode_of_its_prompt_and_seed(policies: AdaptedPolicie
         PROTOCOL.requests(FAMILY, ["prompt-dt"], [7]), evaluate(policies).itertuples(), strict=True
     ):
         assert (row.prompt, row.episode, row.seed) == (request.prompt, request.episode, request.seed)
-        alone = EpisodeStepper(FAMILY).run([request], PromptedPolicy(FAMILY, policies))
+        alone = EpisodeStepper(FAMILY).run([request], PromptedPolicy(FAMILY, policies, backbone_of(policies)))
         assert row[frame_position("return")] == pytest.approx(float(alone.returns[0]), abs=0.05)
 
 
@@ -120,15 +120,37 @@ def test_a_shorter_horizon_cuts_the_episodes(policies: AdaptedPolicies) -> None:
     assert set(frame.length) == {12}
 
 
-def test_blocks_hold_every_episode_once_and_mix_tasks_and_methods(policies: AdaptedPolicies) -> None:
+def test_blocks_hold_every_episode_once_and_mix_tasks_but_neither_methods_nor_backbones(
+    policies: AdaptedPolicies,
+) -> None:
     protocol = ProtocolConfig(prompts=3, episodes_per_prompt=11)
-    requests = protocol.requests(FAMILY, ["prompt-dt", "other-task-prompt"], [7])
-    blocks = evaluation_blocks(requests, protocol)
-    assert [len(block.requests) for block in blocks] == [EPISODES_PER_BLOCK, 2]
+    prompts = policies.policies["prompt-dt"][7].prompts
+    tuned = {task: AdaptedPolicy(tiny_backbone(FAMILY, seed=task), prompts) for task in (7, 2)}
+    policies = dataclasses.replace(policies, policies=policies.policies | {"tuned": tuned})
+    requests = [
+        *protocol.requests(FAMILY, ["prompt-dt", "tuned"], [7, 2]),
+        *protocol.requests(FAMILY, ["other-task-prompt"], [7]),
+    ]
+    blocks = evaluation_blocks(requests, protocol, policies)
+    assert [(block.method, len(block.requests)) for block in blocks] == [
+        ("prompt-dt", EPISODES_PER_BLOCK),
+        ("prompt-dt", 2),
+        ("tuned", 33),
+        ("tuned", 33),
+        ("other-task-prompt", 33),
+    ]
     assert [request for block in blocks for request in block.requests] == requests
-    assert len({block.name for block in blocks}) == 2
+    assert len({block.name for block in blocks}) == len(blocks)
     frame = blocks[0].run(EpisodeStepper(FAMILY), policies)
-    assert frame.method.value_counts().to_dict() == {"prompt-dt": 33, "other-task-prompt": 31}
+    assert frame.task.value_counts().to_dict() == {7: 33, 2: 31}
+    # Blocks of tuned backbones play with their own.
+    alone = prompted(tuned[2].backbone, policies.normaliser, {"tuned": {2: prompts}})
+    own, as_alone, other = (
+        blocks[number].run(EpisodeStepper(FAMILY), used)["return"]
+        for number, used in ((3, policies), (3, alone), (2, policies))
+    )
+    pd.testing.assert_series_equal(own, as_alone)
+    assert not np.allclose(own, other)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.windows import Segments
-from promptdiffuser.evaluation.policies import AdaptedPolicies, PromptedPolicy
+from promptdiffuser.evaluation.policies import AdaptedPolicies, AdaptedPolicy, PromptedPolicy
 from promptdiffuser.evaluation.protocol import EvaluationRequest
 from promptdiffuser.evaluation.stepping import EpisodeStepper
 from promptdiffuser.learning.precision import Precision
@@ -18,7 +18,7 @@ from promptdiffuser.models.backbone import PromptDT
 from promptdiffuser.tasks import FAMILIES
 from promptdiffuser.tasks.cheetah_vel import CheetahVelEnv
 from promptdiffuser.tasks.family import BatchStep
-from tests.evaluation.synthetic_policies import TINY, start_all, tiny_backbone, tiny_pool
+from tests.evaluation.synthetic_policies import TINY, backbone_of, prompted, start_all, tiny_backbone, tiny_pool
 
 TARGET = -35.0
 # A target other than 0, so that return-to-go bookkeeping shows; a horizon that the window of six steps slides along.
@@ -78,14 +78,14 @@ def policies(request: pytest.FixtureRequest) -> AdaptedPolicies:
     pool, normaliser = tiny_pool(FAMILY, [1, 2, 3])
     config = dataclasses.replace(TINY, attention=request.param)
     prompts = {"m": {7: pool.prompts, 30: pool.prompts}}
-    return AdaptedPolicies(tiny_backbone(FAMILY, config=config), normaliser, prompts)
+    return prompted(tiny_backbone(FAMILY, config=config), normaliser, prompts)
 
 
 def assert_as_reference(episodes: Episodes, policies: AdaptedPolicies, row: int, target: float) -> None:
     """The reference is fed what the episode saw, so differences do not grow through the simulator."""
     length = episodes.lengths[row]
     expected = reference_actions(
-        policies.backbone,
+        backbone_of(policies),
         policies.normaliser,
         policies.prompts_of([REQUESTS[row]]),
         episodes.observations[row, :length].tolist(),
@@ -96,7 +96,7 @@ def assert_as_reference(episodes: Episodes, policies: AdaptedPolicies, row: int,
 
 
 def test_batch_equals_one_episode_at_a_time(policies: AdaptedPolicies) -> None:
-    episodes = EpisodeStepper(FAMILY).run(REQUESTS, PromptedPolicy(FAMILY, policies))
+    episodes = EpisodeStepper(FAMILY).run(REQUESTS, PromptedPolicy(FAMILY, policies, backbone_of(policies)))
     for row, request in enumerate(REQUESTS):
         assert_as_reference(episodes, policies, row, request.target_return)
     assert episodes.actions.std() > 0.05, "the actions are too uniform to tell a mistake"
@@ -106,7 +106,7 @@ def test_batch_equals_one_episode_at_a_time(policies: AdaptedPolicies) -> None:
 def test_rows_that_are_filled_again_equal_one_episode_at_a_time(policies: AdaptedPolicies, lockstep: int) -> None:
     """Episodes of unequal lengths, so that every row is at a step of its own and some are dropped at the end."""
     stepper = EpisodeStepper(dataclasses.replace(FAMILY, entry_point=EndsEarly))
-    episodes = stepper.run(REQUESTS, PromptedPolicy(FAMILY, policies), lockstep)
+    episodes = stepper.run(REQUESTS, PromptedPolicy(FAMILY, policies, backbone_of(policies)), lockstep)
     assert len(set(episodes.lengths.tolist())) == 3
     for row, request in enumerate(REQUESTS):
         assert_as_reference(episodes, policies, row, request.target_return)
@@ -116,7 +116,7 @@ def test_bf16_decides_nearly_as_fp32(policies: AdaptedPolicies) -> None:
     observation = FAMILY.make(7).reset(seed=0)[0]
 
     def first_actions(precision: Precision) -> np.ndarray:
-        policy = PromptedPolicy(FAMILY, policies, precision)
+        policy = PromptedPolicy(FAMILY, policies, backbone_of(policies), precision)
         start_all(policy, REQUESTS)
         return policy.act(np.stack([observation] * len(REQUESTS)))
 
@@ -129,17 +129,32 @@ def test_actions_depend_on_the_prompt(policies: AdaptedPolicies, changed: str) -
     observation = FAMILY.make(7).reset(seed=0)[0]
 
     def first_actions(prompts: Segments) -> np.ndarray:
-        used = dataclasses.replace(policies, prompts={"m": {7: prompts, 30: prompts}})
-        policy = PromptedPolicy(FAMILY, used)
+        used = prompted(backbone_of(policies), policies.normaliser, {"m": {7: prompts, 30: prompts}})
+        policy = PromptedPolicy(FAMILY, used, backbone_of(used))
         start_all(policy, REQUESTS)
         return policy.act(np.stack([observation] * len(REQUESTS)))
 
-    prompts = policies.prompts["m"][7]
+    prompts = policies.policies["m"][7].prompts
+    assert isinstance(prompts, Segments)
     other = dataclasses.replace(prompts, **{changed: getattr(prompts, changed).flip(1)})
     assert not np.allclose(first_actions(prompts), first_actions(other), atol=1e-6)
 
 
 def test_begin_forgets_the_episodes_before(policies: AdaptedPolicies) -> None:
-    policy, stepper = PromptedPolicy(FAMILY, policies), EpisodeStepper(FAMILY)
+    policy, stepper = PromptedPolicy(FAMILY, policies, backbone_of(policies)), EpisodeStepper(FAMILY)
     first, again = stepper.run(REQUESTS, policy), stepper.run(REQUESTS, policy)
     assert np.array_equal(first.actions, again.actions)
+
+
+def test_a_soft_prompt_of_embedded_tokens_decides_as_the_trajectory_prompt(policies: AdaptedPolicies) -> None:
+    backbone, observation = backbone_of(policies), FAMILY.make(7).reset(seed=0)[0]
+
+    def first_actions(used: AdaptedPolicies) -> np.ndarray:
+        policy = PromptedPolicy(FAMILY, used, backbone)
+        start_all(policy, REQUESTS)
+        return policy.act(np.stack([observation] * len(REQUESTS)))
+
+    with torch.no_grad():
+        tokens = backbone.prompt_tokens(policies.policies["m"][7].prompts)
+    soft = AdaptedPolicies(policies.normaliser, {"m": dict.fromkeys((7, 30), AdaptedPolicy(backbone, tokens))})
+    np.testing.assert_allclose(first_actions(soft), first_actions(policies), atol=1e-6)

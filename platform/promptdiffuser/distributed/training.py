@@ -1,10 +1,9 @@
-"""Ray Train around the training engine, and few-shot trainings as plain Ray tasks."""
+"""Ray Train around the training engine, and small trainings as plain Ray tasks."""
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -16,7 +15,6 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from torch import Tensor
 
-from promptdiffuser.data.few_shot import FewShotConfig
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.data.windows import PromptPool, WindowSource
 from promptdiffuser.distributed.datasets import (
@@ -183,19 +181,17 @@ def _sum_over_workers(vector: Tensor) -> Tensor:
     return vector
 
 
-def train_few_shot(
-    jobs: list[TrainJob], few_shot: FewShotConfig, on_finished: Callable[[TrainJob], None], num_gpus: float = 0.0
-) -> None:
-    """Run small trainings, each on the few-shot set of its tasks, as one Ray task each; a worker takes many in turn.
+def train_apart(jobs: Sequence[TrainJob], num_gpus: float = 0.0) -> Iterator[TrainJob]:
+    """Run small trainings as one Ray task each, a worker takes many in turn; yield them as they finish.
 
     Starting Ray Train takes longer than such a training. `num_gpus` is the share of a GPU that each takes.
     """
-    for job, _ in run_tasks(partial(_train_few_shot, few_shot), jobs, num_gpus):
-        on_finished(job)
+    for job, _ in run_tasks(_train_alone, jobs, num_gpus):
+        yield job
 
 
-def _train_few_shot(few_shot: FewShotConfig, job: TrainJob) -> None:
+def _train_alone(job: TrainJob) -> None:
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-    resident, pool = make_resident(job.training, job.dataset.few_shot(job.tasks, few_shot), device)
+    resident, pool = make_resident(job.training, job.dataset.read(job.tasks, job.quality), device)
     task = job.training.learning_task(resident, pool, device)
     train(job.training, task, job.folder, on_checkpoint=job.run.log_history)

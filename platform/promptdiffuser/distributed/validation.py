@@ -17,11 +17,10 @@ from promptdiffuser.evaluation.blocks import evaluation_blocks
 from promptdiffuser.evaluation.policies import AdaptedPolicies
 from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.evaluation.scores import summarise_method
-from promptdiffuser.learning.model_folders import load_backbone, load_diffuser
+from promptdiffuser.learning.model_folders import load_backbone
 from promptdiffuser.learning.snapshots import read_scores, use_snapshot, write_scores
 from promptdiffuser.methods import get_method
-from promptdiffuser.methods.inputs import PoolBuilder, prompts_by_task
-from promptdiffuser.tasks.experts import Quality
+from promptdiffuser.methods.inputs import InputsBuilder, InputsSettings
 from promptdiffuser.tracking.store import RunLog
 
 SCORED = ("mean", "ci_low", "ci_high", "normalised", "diverged", "seconds")
@@ -31,14 +30,12 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Validation:
-    """How a model is scored: by the prompts of a method, on validation tasks."""
+    """How a model is scored: by what a method makes of it on validation tasks, without training on them."""
 
     method: str
     dataset: Dataset
-    quality: Quality
+    settings: InputsSettings
     protocol: ProtocolConfig
-    seed: int
-    context_transitions: int
     backbone_folder: Path | None = None
     """The frozen backbone, if the model is a diffuser; None if the model is the backbone."""
 
@@ -47,22 +44,14 @@ class Validation:
         family = self.dataset.family
         method, tasks = get_method(self.method), family.validation_tasks
         backbone, normaliser = load_backbone(self.backbone_folder or model_folder, family, CPU)
-        prompts = prompts_by_task(
-            method,
-            tasks,
-            PoolBuilder(
-                self.dataset, normaliser, backbone.config.prompt_length, self.context_transitions, self.quality
-            ),
-            self.protocol.few_shot,
-            self.protocol.num_prompts,
-            self.seed,
-            lambda task: load_diffuser(model_folder, family, CPU),
-        )
-        policies = AdaptedPolicies(backbone, normaliser, {method.name: prompts})
+        builder = InputsBuilder(self.dataset, backbone, normaliser, self.settings)
+        diffuser_folder = model_folder if method.diffuser else None
+        adapted = {task: method.adapt(builder.inputs(task, model_folder, diffuser_folder)).policy for task in tasks}
+        policies = AdaptedPolicies(normaliser, {method.name: adapted})
         requests = self.protocol.requests(family, [method.name], tasks)
-        blocks = evaluation_blocks(requests, self.protocol)
+        blocks = evaluation_blocks(requests, self.protocol, policies)
         episodes = pd.concat([result for _, result in pool.run(blocks, policies)])
-        summary = summarise_method(episodes, self.dataset.manifest.tasks, self.seed)
+        summary = summarise_method(episodes, self.dataset.manifest.tasks, self.settings.seed)
         return {name: summary[name] for name in SCORED} | {f"task-{t}": mean for t, mean in summary["per_task"].items()}
 
 

@@ -4,6 +4,7 @@ A block's content is fixed by what it names (task, prompts, seeds), so results d
 nor on which of them runs a block or how often.
 """
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,12 +112,17 @@ def collect_blocks(
 
 @dataclass(frozen=True)
 class EvaluationBlock:
-    """A fixed part of an evaluation's episodes."""
+    """A fixed part of an evaluation's episodes, of one method and one backbone."""
 
     number: int
     """Place of the block in the evaluation."""
     requests: tuple[EvaluationRequest, ...]
     protocol: ProtocolConfig
+
+    @property
+    def method(self) -> str:
+        """The method whose episodes these are."""
+        return self.requests[0].method
 
     @property
     def name(self) -> str:
@@ -129,8 +135,9 @@ class EvaluationBlock:
         The return of an episode whose simulator lost the state is not a number, and `diverged` says so.
         """
         started = time.perf_counter()
-        policy = PromptedPolicy(stepper.family, policies, self.protocol.precision, stepper.device)
-        is_cached = policies.backbone.config.attention == "banded"
+        backbone = policies.of(self.requests[0]).backbone
+        policy = PromptedPolicy(stepper.family, policies, backbone, self.protocol.precision, stepper.device)
+        is_cached = backbone.config.attention == "banded"
         lockstep = min(CACHED_LOCKSTEP if is_cached else WINDOW_LOCKSTEP, stepper.family.max_simulators)
         rollouts = stepper.roll_out(self.requests, policy, lockstep, self.protocol.horizon or None)
         episodes = rollouts.episodes
@@ -151,9 +158,14 @@ class EvaluationBlock:
         )
 
 
-def evaluation_blocks(requests: Sequence[EvaluationRequest], protocol: ProtocolConfig) -> list[EvaluationBlock]:
-    """Cut an evaluation's episodes into blocks."""
-    return [
-        EvaluationBlock(number, tuple(requests[first : first + EPISODES_PER_BLOCK]), protocol)
-        for number, first in enumerate(range(0, len(requests), EPISODES_PER_BLOCK))
+def evaluation_blocks(
+    requests: Sequence[EvaluationRequest], protocol: ProtocolConfig, policies: AdaptedPolicies
+) -> list[EvaluationBlock]:
+    """Cut an evaluation's episodes into blocks; tasks are mixed where they share a backbone."""
+    pieces = [
+        tuple(of_backbone[first : first + EPISODES_PER_BLOCK])
+        for _, group in itertools.groupby(requests, lambda r: (r.method, id(policies.of(r).backbone)))
+        for of_backbone in [list(group)]
+        for first in range(0, len(of_backbone), EPISODES_PER_BLOCK)
     ]
+    return [EvaluationBlock(number, piece, protocol) for number, piece in enumerate(pieces)]

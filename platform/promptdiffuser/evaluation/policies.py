@@ -1,4 +1,4 @@
-"""Frozen backbones with a prompt for every episode, as a policy for batches of any mix of tasks and prompts.
+"""What methods make of the frozen backbone, as a policy for batches of any mix of tasks and prompts.
 
 Axes: B rows, N rows that start, S state, A action.
 """
@@ -14,29 +14,48 @@ from promptdiffuser.data.windows import Segments
 from promptdiffuser.evaluation.protocol import EvaluationRequest
 from promptdiffuser.evaluation.stepping import Rows
 from promptdiffuser.learning.precision import Precision, number_format
-from promptdiffuser.models.backbone import PromptDT
+from promptdiffuser.models.backbone import Prompt, PromptDT
 from promptdiffuser.models.decoding import Decoder, make_decoder
 from promptdiffuser.tasks.family import Floats, TaskFamily
 
 
 @dataclass(frozen=True)
-class AdaptedPolicies:
-    """A frozen backbone and the prompts that each method made for each task; published once to all actors."""
+class AdaptedPolicy:
+    """What a method made of the frozen backbone for one task."""
 
     backbone: PromptDT
-    normaliser: Normaliser
-    prompts: dict[str, dict[int, Segments]]
-    """Method -> task -> prompts (P, K*)."""
+    """The frozen backbone itself, or a copy that the method has changed."""
+    prompts: Prompt
+    """Trajectory prompts (P, K*) or soft ones (P, tokens, D); episodes are run with each."""
 
-    def prompts_of(self, requests: Sequence[EvaluationRequest]) -> Segments:
-        """Return the prompts (N, K*) of some episodes."""
-        return Segments.concatenate(
-            [self.prompts[r.method][r.task].select(slice(r.prompt, r.prompt + 1)) for r in requests]
-        )
+
+@dataclass(frozen=True)
+class AdaptedPolicies:
+    """The policies of every method and task; published once to all actors."""
+
+    normaliser: Normaliser
+    policies: dict[str, dict[int, AdaptedPolicy]]
+    """Method -> task -> policy. Those that leave the backbone as it is share one object."""
+
+    def of(self, request: EvaluationRequest) -> AdaptedPolicy:
+        """Return the policy that plays an episode."""
+        return self.policies[request.method][request.task]
+
+    def prompts_of(self, requests: Sequence[EvaluationRequest]) -> Prompt:
+        """Return the prompts (N, ...) of some episodes of one method."""
+        trajectories: list[Segments] = []
+        tokens: list[Tensor] = []
+        for request in requests:
+            prompts, row = self.of(request).prompts, slice(request.prompt, request.prompt + 1)
+            if isinstance(prompts, Tensor):
+                tokens.append(prompts[row])
+            else:
+                trajectories.append(prompts.select(row))
+        return torch.cat(tokens) if tokens else Segments.concatenate(trajectories)
 
 
 class PromptedPolicy:
-    """Acts by the backbone; return-to-go starts at the episode's target and falls by every reward received.
+    """Acts by one backbone; return-to-go starts at the episode's target and falls by every reward received.
 
     Each decision equals what training saw: with full attention the window of the last K steps, with banded attention
     the whole episode. Actions are deterministic.
@@ -46,13 +65,14 @@ class PromptedPolicy:
         self,
         family: TaskFamily,
         policies: AdaptedPolicies,
+        backbone: PromptDT,
         precision: Precision = "fp32",
         device: torch.device | None = None,
     ) -> None:
-        """Take the policies; the backbone is moved to the device, which is the CPU if not given."""
+        """Take policies that share a backbone; it is moved to the device, which is the CPU if not given."""
         self.family, self.policies = family, policies
         self._device = device or torch.device("cpu")
-        self._backbone = policies.backbone.to(self._device)
+        self._backbone = backbone.to(self._device)
         self._dtype = number_format(precision, self._device)
         self._decoder: Decoder
         self._returns_to_go_B = self._actions_BA = torch.empty(0)

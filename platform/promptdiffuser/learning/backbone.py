@@ -11,7 +11,7 @@ from promptdiffuser.data.windows import PromptPool, Segments, WindowSource
 from promptdiffuser.learning.engine import FlatParameters, Joined, Share
 from promptdiffuser.learning.gradients import accumulate
 from promptdiffuser.learning.precision import Precision, check_precision
-from promptdiffuser.models.backbone import PromptDT
+from promptdiffuser.models.backbone import Prompt, PromptDT
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,7 @@ class BackboneLossConfig:
         check_precision("precision", self.precision)
 
 
-def squared_action_errors(
-    backbone: Callable[[Segments, Segments], Tensor], history: Segments, prompt: Segments
-) -> Tensor:
+def squared_action_errors(backbone: Callable[[Segments, Prompt], Tensor], history: Segments, prompt: Prompt) -> Tensor:
     """Return (B, K, A) squared errors of the predicted actions, zero at padded steps."""
     predicted_BKA: Tensor = backbone(history, prompt).to(history.actions.dtype)
     return (predicted_BKA - history.actions).square() * history.valid[..., None]

@@ -137,11 +137,14 @@ class FlatParameters:
 class LearningTask(Protocol):
     """What the engine trains."""
 
-    model: nn.Module
     address: tuple[int | str, ...]
     """Where this training's randomness lives, see `seeding`."""
     memory: dict[str, Tensor]
     """What `join` remembers from update to update, changed in place; part of every checkpoint."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The network that is trained."""
 
     def share(self, parameters: FlatParameters, step: int) -> Share:
         """Return this worker's share of the gradients and scalars of update `step`."""

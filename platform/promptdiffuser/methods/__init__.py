@@ -1,4 +1,4 @@
-"""Methods that adapt the frozen backbone to a task by making prompts: one file each and one line in `METHODS`."""
+"""Methods that adapt the frozen backbone to a task: one file each and one line in `METHODS`."""
 
 from promptdiffuser.errors import UserError
 from promptdiffuser.methods import other_task_prompt, prompt_diffuser, prompt_dt
@@ -11,6 +11,7 @@ METHODS: dict[str, Method] = {
         other_task_prompt.METHOD,
         prompt_diffuser.PUBLISHED,
         prompt_diffuser.WITH_CONTEXT,
+        prompt_diffuser.MULTI_TASK,
     )
 }
 

@@ -2,34 +2,110 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from promptdiffuser.data.windows import PromptPool, Segments
-from promptdiffuser.learning.diffuser import Diffuser
+import torch
+
+from promptdiffuser.data.normaliser import Normaliser
+from promptdiffuser.data.windows import PromptPool, ResidentEpisodes
+from promptdiffuser.evaluation.policies import AdaptedPolicy
+from promptdiffuser.learning.trainings import DiffuserTraining, History
+from promptdiffuser.methods.backbones import PROMPTED
+from promptdiffuser.methods.config import AdaptationConfig
+from promptdiffuser.models.backbone import PromptDT
+from promptdiffuser.tasks.experts import Quality
+from promptdiffuser.tasks.family import TaskFamily
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Episodes in the networks' units: to draw history windows from, and the prompts and transitions cut from them."""
+
+    pool: PromptPool
+    windows: ResidentEpisodes
 
 
 @dataclass(frozen=True)
 class AdaptationInputs:
-    """All that a method may see of one target task: never its simulator, never its returns at test time."""
+    """All that a method may see of one target task. Its returns at test time are not among it."""
 
     task: int
-    few_shot: PromptPool
-    """Prompts and transitions of the target task's few-shot episodes."""
-    training_pool: Callable[[], PromptPool]
-    """Returns the same of all training tasks; read when it is asked for, as few methods need it."""
-    diffuser: Diffuser | None
-    """The method's diffuser after its few-shot stage on this task, for methods that have one."""
+    family: TaskFamily
+    """For methods that spend environment episodes and say so, and for sizes."""
+    backbone: PromptDT
+    """The frozen backbone; a method that changes weights changes a copy."""
+    normaliser: Normaliser
+    few_shot: TaskData
+    """The target task's few-shot set."""
+    few_shot_of: Callable[[Quality], TaskData]
+    """Returns the first few-shot episodes of another quality, for methods that name it in `Method.qualities`."""
+    training: Callable[[], TaskData]
+    """Returns the episodes of all training tasks; read when it is asked for, as few methods need it."""
+    whole_task: Callable[[], TaskData]
+    """Returns every episode of the target task, for upper bounds that say so in `Method.reads_whole_task`."""
+    diffuser_folder: Path | None
+    """The method's diffuser after its multi-task training, for methods that have one."""
+    few_shot_training: DiffuserTraining | None
+    """The diffuser's few-shot stage on this task; None leaves the diffuser as the multi-task training made it."""
+    config: AdaptationConfig
     num_prompts: int
     seed: int
+    folder: Path
+    """Where an adaptation that takes long keeps checkpoints, so that it goes on where it was interrupted."""
+    on_history: Callable[[History], None] = lambda history: None
+    """Takes the metrics of a training within the adaptation, the whole history each time."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where data and backbone are."""
+        return self.few_shot.windows.device
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What adapting to one task took."""
+
+    tunable_parameters: int = 0
+    """Numbers that are fitted to the target task, those of one prompt where each prompt has its own."""
+    gradient_steps: int = 0
+    """Updates made on the target task, of all prompts at once where each has its own; without a gradient, of the
+    search."""
+    environment_episodes: int = 0
+    """Episodes played in the target task's simulator."""
+    seconds: float = 0.0
+    """Wall time of the adaptation; measured by the caller."""
+    memory_gib: float = 0.0
+    """Peak memory of the process, GiB, what was there before included; measured by the caller."""
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What a method returns."""
+
+    policy: AdaptedPolicy
+    cost: Cost = Cost()
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way of making prompts for the frozen backbone."""
+    """A way of adapting the frozen backbone to a task."""
 
     name: str
-    make_prompts: Callable[[AdaptationInputs], Segments]
-    """Inputs -> (num_prompts, K*) prompts; equal inputs give equal prompts."""
-    trains_diffuser: bool = False
-    """Whether a diffuser must be trained for it, multi-task and then on the few-shot episodes."""
-    sees_task_context: bool = False
-    """Whether its diffuser sees few-shot transitions besides y = (returns-to-go, timesteps)."""
+    adapt: Callable[[AdaptationInputs], Adaptation]
+    """Equal inputs give equal policies. The policy has `num_prompts` prompts."""
+    summary: str
+    """What it does, in a few words for tables."""
+    backbone: str = PROMPTED
+    """Which variant of the backbone it adapts, see `BACKBONES`."""
+    diffuser: str | None = None
+    """Which diffuser is trained for it on the training tasks, see `DIFFUSERS`."""
+    few_shot_updates: bool = False
+    """Whether its diffuser is then trained on the few-shot episodes of each target task."""
+    qualities: tuple[Quality, ...] = ()
+    """Qualities of the target task's episodes that it asks for besides the few-shot set."""
+    changes_weights: bool = False
+    """Whether the adapted policy has a backbone of its own; else the frozen one comes back as it was."""
+    uses_simulator: bool = False
+    """Whether it plays episodes of the target task."""
+    reads_whole_task: bool = False
+    """Whether it sees all data of the target task: an upper bound, no few-shot method."""

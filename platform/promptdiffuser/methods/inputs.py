@@ -1,8 +1,9 @@
-"""Gathering what the methods are given: prompt pools of the training tasks and of each target task's few-shot set."""
+"""Gathering what the methods are given, in the units of one backbone."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 
 import torch
 
@@ -10,57 +11,80 @@ from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.data.few_shot import FewShotConfig
 from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.store import Dataset
-from promptdiffuser.data.windows import PromptPool, Segments, cut_pool_pieces
-from promptdiffuser.learning.diffuser import Diffuser
-from promptdiffuser.methods.adaptation import AdaptationInputs, Method
+from promptdiffuser.data.windows import PromptPool, ResidentEpisodes, cut_pool_pieces
+from promptdiffuser.learning.trainings import DiffuserTraining, History
+from promptdiffuser.methods.adaptation import AdaptationInputs, TaskData
+from promptdiffuser.methods.config import AdaptationConfig
+from promptdiffuser.models.backbone import PromptDT
 from promptdiffuser.tasks.experts import Quality
 
 
 @dataclass(frozen=True)
-class PoolBuilder:
-    """Builds prompt pools of one dataset in the units of one backbone."""
+class InputsSettings:
+    """What the methods see, besides models: part of what an adaptation's result depends on."""
+
+    quality: Quality
+    """Quality of the training tasks' episodes."""
+    few_shot: FewShotConfig
+    context_transitions: int
+    """Transitions of each episode that a task context sees."""
+    config: AdaptationConfig
+    num_prompts: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class InputsBuilder:
+    """Gathers the inputs of adaptations to the tasks of one dataset."""
 
     dataset: Dataset
+    backbone: PromptDT
+    """On the device that everything is put on."""
     normaliser: Normaliser
-    prompt_length: int
-    context_transitions: int
-    quality: Quality = "expert"
-    """Quality of the episodes that the training pool holds."""
+    settings: InputsSettings
 
-    def training_pool(self) -> PromptPool:
-        """Return the pool of all episodes of the training tasks."""
-        return self._pool(self.dataset.read(self.dataset.family.train_tasks, self.quality))
-
-    def few_shot_pool(self, tasks: Sequence[int], few_shot: FewShotConfig) -> PromptPool:
-        """Return the pool of the few-shot sets of some target tasks."""
-        return self._pool(self.dataset.few_shot(tasks, few_shot))
-
-    def _pool(self, episodes: Episodes) -> PromptPool:
-        pieces = cut_pool_pieces(episodes, self.prompt_length, self.context_transitions)
-        return PromptPool.build(pieces, self.normaliser, torch.device("cpu"))
-
-
-def prompts_by_task(
-    method: Method,
-    tasks: Sequence[int],
-    builder: PoolBuilder,
-    few_shot: FewShotConfig,
-    num_prompts: int,
-    seed: int,
-    diffuser_of: Callable[[int], Diffuser],
-) -> dict[int, Segments]:
-    """Let a method make its prompts for every target task; `diffuser_of` is asked only if the method has a diffuser."""
-    training_pool = cache(builder.training_pool)
-    return {
-        task: method.make_prompts(
-            AdaptationInputs(
-                task=task,
-                few_shot=builder.few_shot_pool([task], few_shot),
-                training_pool=training_pool,
-                diffuser=diffuser_of(task) if method.trains_diffuser else None,
-                num_prompts=num_prompts,
-                seed=seed,
-            )
+    def inputs(
+        self,
+        task: int,
+        folder: Path,
+        diffuser_folder: Path | None = None,
+        few_shot_training: DiffuserTraining | None = None,
+        on_history: Callable[[History], None] = lambda history: None,
+    ) -> AdaptationInputs:
+        """Return the inputs of one target task; of its episodes, only the few-shot set is read before it is asked."""
+        settings = self.settings
+        return AdaptationInputs(
+            task=task,
+            family=self.dataset.family,
+            backbone=self.backbone,
+            normaliser=self.normaliser,
+            few_shot=self.few_shot([task], settings.few_shot),
+            few_shot_of=lambda quality: self.few_shot([task], replace(settings.few_shot, quality=quality)),
+            training=lambda: self.training,
+            whole_task=lambda: self._data(self.dataset.read([task], settings.few_shot.quality)),
+            diffuser_folder=diffuser_folder,
+            few_shot_training=few_shot_training,
+            config=settings.config,
+            num_prompts=settings.num_prompts,
+            seed=settings.seed,
+            folder=folder,
+            on_history=on_history,
         )
-        for task in tasks
-    }
+
+    def few_shot(self, tasks: Sequence[int], few_shot: FewShotConfig) -> TaskData:
+        """Return the few-shot sets of some target tasks."""
+        return self._data(self.dataset.few_shot(tasks, few_shot))
+
+    @cached_property
+    def training(self) -> TaskData:
+        """All episodes of the training tasks."""
+        return self._data(self.dataset.read(self.dataset.family.train_tasks, self.settings.quality))
+
+    def _data(self, episodes: Episodes) -> TaskData:
+        device, config = self.backbone.action_head.weight.device, self.backbone.config
+        pieces = cut_pool_pieces(episodes, config.prompt_length, self.settings.context_transitions)
+        numbers = torch.arange(len(episodes)).numpy()
+        return TaskData(
+            PromptPool.build(pieces, self.normaliser, device),
+            ResidentEpisodes.build(episodes, numbers, self.normaliser, device),
+        )

@@ -1,15 +1,16 @@
 """Control: an expert prompt of another task. If it works as well, the prompt carries no task identity."""
 
-from promptdiffuser.data.windows import Segments
-from promptdiffuser.methods.adaptation import AdaptationInputs, Method
+from promptdiffuser.evaluation.policies import AdaptedPolicy
+from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
 from promptdiffuser.seeding import numpy_generator
 
 
-def make_prompts(inputs: AdaptationInputs) -> Segments:
-    """Return prompts of uniformly drawn training episodes."""
+def adapt(inputs: AdaptationInputs) -> Adaptation:
+    """Take prompts of uniformly drawn training episodes."""
     generator = numpy_generator(inputs.seed, "other-task-prompt", inputs.task)
-    training = inputs.training_pool()
-    return training.prompts_at(generator.integers(0, len(training.prompts), inputs.num_prompts))
+    training = inputs.training().pool
+    prompts = training.prompts_at(generator.integers(0, len(training.prompts), inputs.num_prompts))
+    return Adaptation(AdaptedPolicy(inputs.backbone, prompts))
 
 
-METHOD = Method("other-task-prompt", make_prompts)
+METHOD = Method("other-task-prompt", adapt, "prompts of other tasks: a control")

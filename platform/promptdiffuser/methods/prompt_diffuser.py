@@ -8,23 +8,54 @@ import numpy as np
 import torch
 
 from promptdiffuser.data.windows import Segments
-from promptdiffuser.methods.adaptation import AdaptationInputs, Method
+from promptdiffuser.evaluation.policies import AdaptedPolicy
+from promptdiffuser.learning.diffuser import Diffuser
+from promptdiffuser.learning.model_folders import load_diffuser
+from promptdiffuser.learning.trainings import train
+from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Cost, Method
+
+
+def adapt(inputs: AdaptationInputs) -> Adaptation:
+    """Make the few-shot updates, if any, and generate."""
+    diffuser = adapted_diffuser(inputs)
+    return Adaptation(AdaptedPolicy(inputs.backbone, generate(diffuser, inputs)), cost_of(diffuser, inputs))
+
+
+def adapted_diffuser(inputs: AdaptationInputs) -> Diffuser:
+    """Return the diffuser after its few-shot stage on the task, or as it is if there is none."""
+    if inputs.diffuser_folder is None:
+        raise ValueError("prompt_diffuser needs the folder of a trained diffuser")
+    training = inputs.few_shot_training
+    if training is None:
+        return load_diffuser(inputs.diffuser_folder, inputs.family, inputs.device)
+    task = training.learning_task(inputs.few_shot.windows, inputs.few_shot.pool, inputs.device)
+    train(training, task, inputs.folder, on_checkpoint=inputs.on_history)
+    return load_diffuser(inputs.folder / "model", inputs.family, inputs.device)
+
+
+def cost_of(diffuser: Diffuser, inputs: AdaptationInputs) -> Cost:
+    """Return what the few-shot stage changed and how many updates it made; nothing without one."""
+    if inputs.few_shot_training is None:
+        return Cost()
+    parameters = sum(parameter.numel() for parameter in diffuser.denoiser.parameters())
+    return Cost(tunable_parameters=parameters, gradient_steps=inputs.few_shot_training.optimisation.steps)
 
 
 @torch.no_grad()
-def make_prompts(inputs: AdaptationInputs) -> Segments:
+def generate(diffuser: Diffuser, inputs: AdaptationInputs) -> Segments:
     """Return generated prompts; y comes from the few-shot episodes in turn, the noise is addressed by prompt."""
-    if inputs.diffuser is None:
-        raise ValueError("prompt_diffuser.make_prompts needs a trained diffuser")
-    few_shot = inputs.diffuser.seen(inputs.few_shot)
+    few_shot = diffuser.seen(inputs.few_shot.pool)
     num_episodes = len(few_shot.prompts)
     conditions = few_shot.prompts_at(np.arange(inputs.num_prompts) % num_episodes)
     context_BC = np.tile(np.arange(num_episodes), (inputs.num_prompts, 1))
-    noise_KBX = inputs.diffuser.draw_noise(inputs.num_prompts, inputs.seed, "generate", inputs.task)
-    return inputs.diffuser.generate(
-        conditions, few_shot.contexts_at(context_BC), noise_KBX.to(few_shot.transitions.device)
-    )
+    noise_KBX = diffuser.draw_noise(inputs.num_prompts, inputs.seed, "generate", inputs.task)
+    return diffuser.generate(conditions, few_shot.contexts_at(context_BC), noise_KBX.to(inputs.device))
 
 
-PUBLISHED = Method("prompt-diffuser", make_prompts, trains_diffuser=True)
-WITH_CONTEXT = Method("prompt-diffuser-context", make_prompts, trains_diffuser=True, sees_task_context=True)
+PUBLISHED = Method("prompt-diffuser", adapt, "the published method", diffuser="published", few_shot_updates=True)
+WITH_CONTEXT = Method(
+    "prompt-diffuser-context", adapt, "it with a task context", diffuser="context", few_shot_updates=True
+)
+MULTI_TASK = Method(
+    "prompt-diffuser-multi-task", adapt, "task context, no training on the target task", diffuser="context"
+)

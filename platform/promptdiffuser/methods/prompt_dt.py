@@ -2,13 +2,15 @@
 
 import numpy as np
 
-from promptdiffuser.data.windows import Segments
-from promptdiffuser.methods.adaptation import AdaptationInputs, Method
+from promptdiffuser.evaluation.policies import AdaptedPolicy
+from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
 
 
-def make_prompts(inputs: AdaptationInputs) -> Segments:
-    """Return the few-shot episodes' prompts in turn, so that each is used equally often."""
-    return inputs.few_shot.prompts_at(np.arange(inputs.num_prompts) % len(inputs.few_shot.prompts))
+def adapt(inputs: AdaptationInputs) -> Adaptation:
+    """Take the few-shot episodes' prompts in turn, so that each is used equally often."""
+    pool = inputs.few_shot.pool
+    prompts = pool.prompts_at(np.arange(inputs.num_prompts) % len(pool.prompts))
+    return Adaptation(AdaptedPolicy(inputs.backbone, prompts))
 
 
-METHOD = Method("prompt-dt", make_prompts)
+METHOD = Method("prompt-dt", adapt, "few-shot prompts as they are")

@@ -28,6 +28,9 @@ from torch import Tensor, nn
 from promptdiffuser.data.windows import Segments
 from promptdiffuser.models.attention import Attention, banded_attention, causal_attention
 
+Prompt = Segments | Tensor
+"""Trajectory prompts (B, K*), or tokens (B, P, D) that stand in the place of embedded ones, as soft prompts do."""
+
 
 @dataclass(frozen=True)
 class BackboneConfig:
@@ -147,7 +150,7 @@ class PromptDT(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, history: Segments, prompt: Segments) -> Tensor:
+    def forward(self, history: Segments, prompt: Prompt) -> Tensor:
         """Return an action (B, K, A) in (-1, 1) for every history step; those of padded steps mean nothing.
 
         To play episodes step by step, `models/decoding.py` keeps what does not change between steps.
@@ -163,8 +166,10 @@ class PromptDT(nn.Module):
         # Actions are read at state tokens only, so the last block computes no others.
         return self.read_actions(self.blocks[-1](hidden_BLD, states, to_states))
 
-    def prompt_tokens(self, prompt: Segments) -> Tensor:
+    def prompt_tokens(self, prompt: Prompt) -> Tensor:
         """Return the tokens (B, P, D) that stand before the history, none if the backbone sees no prompt."""
+        if isinstance(prompt, Tensor):
+            return prompt
         tokens_BPD: Tensor = self.embed_prompt(prompt if self.config.sees_prompt else prompt.first(0))
         return tokens_BPD
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from promptdiffuser.data.windows import Segments
 from promptdiffuser.models.attention import causal_attention
-from promptdiffuser.models.backbone import Block, PromptDT
+from promptdiffuser.models.backbone import Block, Prompt, PromptDT
 
 TOKENS_A_STEP = 3
 _HIDDEN = -1e30
@@ -70,7 +70,7 @@ class Decoder:
         raise NotImplementedError
 
     @torch.inference_mode()
-    def start(self, rows_N: Tensor, prompts: Segments) -> None:
+    def start(self, rows_N: Tensor, prompts: Prompt) -> None:
         """Begin an episode in some rows, with one prompt each."""
         if len(rows_N) == len(self.steps_B):
             self._now = 0  # The ring is empty again, so the first decisions see short windows.
@@ -186,7 +186,9 @@ class Decoder:
         split: Tensor = x_BQ.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         return split
 
-    def _in_format(self, prompts: Segments) -> Segments:
+    def _in_format(self, prompts: Prompt) -> Prompt:
+        if isinstance(prompts, Tensor):
+            return prompts.to(self.device, self.dtype)
         return Segments(
             returns_to_go=prompts.returns_to_go.to(self.device, self.dtype),
             states=prompts.states.to(self.device, self.dtype),

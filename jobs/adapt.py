@@ -1,0 +1,118 @@
+"""Adapt the frozen backbone to every unseen test task by every method of an experiment, as Ray tasks.
+
+    python jobs/adapt.py quickstart --methods prompt-dt prompt-diffuser-context
+
+A method on a task is a cell. Cells lie in folders named by what they compute, so an interrupted job goes on cell by
+cell, and a longer list of methods runs the new ones alone.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pretrain
+import train_diffuser
+from workspace import JobOptions, Stage, StageRun, Workspace, fingerprint_of, run_job
+
+from promptdiffuser.distributed.adaptation import adapt_cells
+from promptdiffuser.distributed.cluster import connect
+from promptdiffuser.learning.trainings import DiffuserTraining
+from promptdiffuser.methods import get_method
+from promptdiffuser.methods.cells import AdaptationCell
+from promptdiffuser.tasks import get_family
+from promptdiffuser.tracking.store import STAGE_TAG, RunLog
+
+
+@dataclass(frozen=True)
+class MethodPlan:
+    """A method's cells and what names their content."""
+
+    method: str
+    fingerprint: str
+    cells: tuple[AdaptationCell, ...]
+
+
+def plan(workspace: Workspace, name: str) -> MethodPlan:
+    """Return a method's cells on the test tasks."""
+    experiment, method, dataset = workspace.experiment, get_method(name), pretrain.checked_dataset(workspace)
+    backbone_folder = pretrain.backbone_folder(workspace, method.backbone).resolve()
+    settings = pretrain.inputs_settings(experiment, experiment.evaluation)
+    tasks = get_family(experiment.family).test_tasks
+    content: dict[str, Any] = {
+        "method": name,
+        "dataset": dataset.manifest.digest,
+        "backbone": (backbone_folder / "manifest.json").read_text(),
+        "settings": dataclasses.asdict(settings),
+    }
+    diffuser_folder, trainings = None, dict[int, DiffuserTraining]()
+    if method.diffuser is not None:
+        diffuser_folder = workspace.finished(train_diffuser.stage(workspace, method.diffuser)) / "model"
+        content["diffuser"] = (diffuser_folder / "manifest.json").read_text()
+    if method.diffuser is not None and method.few_shot_updates:
+        trainings = {task: train_diffuser.few_shot_training(workspace, method.diffuser, task) for task in tasks}
+        content["few_shot"] = {task: train_diffuser.settings_of(training) for task, training in trainings.items()}
+    fingerprint = fingerprint_of(content)
+    folder = workspace.folder / "adaptations" / f"{name}-{fingerprint[:8]}"
+    cells = tuple(
+        AdaptationCell(
+            name,
+            task,
+            folder / f"task-{task}",
+            dataset,
+            backbone_folder,
+            settings,
+            diffuser_folder,
+            trainings.get(task),
+        )
+        for task in tasks
+    )
+    return MethodPlan(name, fingerprint, cells)
+
+
+def stage(workspace: Workspace) -> Stage:
+    """Return the adapt stage."""
+    plans = [plan(workspace, name) for name in workspace.experiment.methods]
+
+    def work(run: StageRun) -> None:
+        cells = [cell for each in plans for cell in each.cells]
+        missing = [cell for cell in cells if not cell.is_done]
+        run.expect(len(cells), len(cells) - len(missing))
+        if missing:
+            cluster = workspace.experiment.cluster
+            connect(cluster)
+            logs = [(cell, history_log(run, cell)) for cell in missing]
+            for _ in adapt_cells(logs, num_gpus=min(1.0, cluster.gpus_per_worker)):
+                run.advance()
+
+    return Stage(
+        "adapt",
+        "adapt",
+        {each.method: each.fingerprint for each in plans},
+        work,
+        f"python jobs/adapt.py {workspace.experiment.name}",
+    )
+
+
+def history_log(run: StageRun, cell: AdaptationCell) -> RunLog | None:
+    """Return the run that a cell's training is logged to; a cell that trains nothing has none."""
+    if cell.few_shot_training is None:
+        return None
+    return run.tracker.run(
+        f"few-shot {cell.method} task {cell.task}",
+        f"{Path(cell.folder).parent.name}/{cell.task}",
+        run.run,
+        {STAGE_TAG: "few-shot-task", "promptdiffuser.task": str(cell.task)},
+    )
+
+
+def main(options: JobOptions) -> None:
+    """Run the stage."""
+    with Workspace(options) as workspace:
+        workspace.run(stage(workspace))
+        for name in workspace.experiment.methods:
+            print(plan(workspace, name).cells[0].folder.parent)
+
+
+if __name__ == "__main__":
+    run_job(main, __doc__ or "")

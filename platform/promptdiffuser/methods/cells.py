@@ -1,0 +1,77 @@
+"""One method on one target task: the unit that adaptations are spread over a cluster and resumed by.
+
+A cell's result is a folder, written last: what is there is not done again.
+"""
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from promptdiffuser.data.store import Dataset
+from promptdiffuser.learning.model_folders import load_backbone
+from promptdiffuser.learning.trainings import DiffuserTraining, History
+from promptdiffuser.methods import get_method
+from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
+from promptdiffuser.methods.folders import save_adaptation
+from promptdiffuser.methods.inputs import InputsBuilder, InputsSettings
+
+
+@dataclass(frozen=True)
+class AdaptationCell:
+    """A method, a target task, and where everything it needs is."""
+
+    method: str
+    task: int
+    folder: Path
+    dataset: Dataset
+    backbone_folder: Path
+    settings: InputsSettings
+    diffuser_folder: Path | None = None
+    few_shot_training: DiffuserTraining | None = None
+
+    @property
+    def result(self) -> Path:
+        """Folder of the adapted policy and its cost."""
+        return self.folder / "policy"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has its result."""
+        return self.result.is_dir()
+
+    def run(self, device: torch.device, on_history: Callable[[History], None] = lambda history: None) -> None:
+        """Adapt and write the result."""
+        backbone, normaliser = load_backbone(self.backbone_folder, self.dataset.family, device)
+        builder = InputsBuilder(self.dataset, backbone, normaliser, self.settings)
+        inputs = builder.inputs(self.task, self.folder, self.diffuser_folder, self.few_shot_training, on_history)
+        save_adaptation(self.result, adapt(get_method(self.method), inputs), backbone)
+
+
+def adapt(method: Method, inputs: AdaptationInputs) -> Adaptation:
+    """Let a method adapt, and measure its time and memory."""
+    _forget_peak_memory()
+    started = time.perf_counter()
+    adaptation = method.adapt(inputs)
+    seconds = time.perf_counter() - started
+    return replace(adaptation, cost=replace(adaptation.cost, seconds=seconds, memory_gib=_peak_memory_gib()))
+
+
+def _forget_peak_memory() -> None:
+    """Start counting anew; where the system is not Linux, the peak is that since the process began."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5")  # proc(5): resets the peak resident set size
+
+
+def _peak_memory_gib() -> float:
+    """Return the peak of resident memory, and of a GPU's where there is one."""
+    status = Path("/proc/self/status").read_text()
+    kib = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
+    on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return kib / 2**20 + on_gpu / 2**30

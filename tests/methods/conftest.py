@@ -1,0 +1,117 @@
+"""What every method is given in the tests: a small real dataset, a tiny backbone, an untrained diffuser."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from promptdiffuser.data.few_shot import FewShotConfig
+from promptdiffuser.data.normaliser import Normaliser
+from promptdiffuser.data.store import Dataset
+from promptdiffuser.diffusion.process import DiffusionConfig
+from promptdiffuser.diffusion.prompt_space import PromptSpace
+from promptdiffuser.learning.engine import OptimisationConfig
+from promptdiffuser.learning.guidance import GuidanceConfig
+from promptdiffuser.learning.model_folders import build_diffuser, diffuser_document, save_backbone, save_diffuser
+from promptdiffuser.learning.trainings import DiffuserTraining
+from promptdiffuser.methods.adaptation import AdaptationInputs, Method
+from promptdiffuser.methods.backbones import BACKBONES, backbone_config
+from promptdiffuser.methods.config import AdaptationConfig
+from promptdiffuser.methods.diffusers import DIFFUSERS
+from promptdiffuser.methods.inputs import InputsBuilder, InputsSettings
+from promptdiffuser.models.denoiser import DenoiserConfig
+from promptdiffuser.tasks import FAMILIES
+from tests.evaluation.synthetic_policies import TINY, tiny_backbone
+
+FAMILY = FAMILIES["cheetah-vel"]
+TASK, OTHER_TASK = 7, 15
+NUM_PROMPTS, FEW_SHOT = 6, 3
+CONTEXT_TRANSITIONS = 4
+DENOISER = DenoiserConfig(hidden=16, depth=1, context_features=4, context_hidden=8)
+CONFIG = AdaptationConfig()
+"""Every method's settings, cut down to a few updates."""
+SETTINGS = InputsSettings("expert", FewShotConfig(episodes=FEW_SHOT), CONTEXT_TRANSITIONS, CONFIG, NUM_PROMPTS, seed=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """Folders of the backbones and diffusers that methods build on."""
+
+    backbones: dict[str, Path]
+    diffusers: dict[str, Path]
+
+
+@pytest.fixture(scope="session")
+def normaliser(small_dataset: Dataset) -> Normaliser:
+    return Normaliser.fit(small_dataset.parts(FAMILY.train_tasks), FAMILY.return_scale)
+
+
+@pytest.fixture(scope="session")
+def models(small_dataset: Dataset, normaliser: Normaliser, tmp_path_factory: pytest.TempPathFactory) -> Models:
+    folder = tmp_path_factory.mktemp("models")
+    found = Models({}, {})
+    for variant in BACKBONES:
+        config = backbone_config(variant, TINY)
+        document = {"family": FAMILY.name, "config": asdict(config)}
+        weights = tiny_backbone(FAMILY, config=config).state_dict()
+        found.backbones[variant] = save_backbone(folder / variant, weights, document, normaliser)
+    builder = InputsBuilder(small_dataset, tiny_backbone(FAMILY), normaliser, SETTINGS)
+    space = PromptSpace.fit(normaliser, builder.training.pool.prompts, FAMILY.horizon)
+    for name, variant in DIFFUSERS.items():
+        with_context = variant.sees_task_context
+        diffuser = build_diffuser(DENOISER, DiffusionConfig(), space, FAMILY, with_context, "test")
+        document = diffuser_document(FAMILY, DENOISER, DiffusionConfig(), with_context)
+        found.diffusers[name] = save_diffuser(
+            folder / f"diffuser-{name}", dict(diffuser.denoiser.state_dict()), document, space
+        )
+    return found
+
+
+@pytest.fixture
+def make_inputs(
+    small_dataset: Dataset, normaliser: Normaliser, models: Models, tmp_path: Path
+) -> Callable[..., AdaptationInputs]:
+    """Return a function (method, task, seed, num_prompts, dataset) -> inputs; each call has a folder of its own."""
+    calls = iter(range(1000))
+
+    def make(
+        method: Method,
+        task: int = TASK,
+        seed: int = 0,
+        num_prompts: int = NUM_PROMPTS,
+        dataset: Dataset = small_dataset,
+    ) -> AdaptationInputs:
+        settings = dataclasses.replace(SETTINGS, seed=seed, num_prompts=num_prompts)
+        config = backbone_config(method.backbone, TINY)
+        builder = InputsBuilder(dataset, tiny_backbone(FAMILY, config=config), normaliser, settings)
+        diffuser = models.diffusers[method.diffuser] if method.diffuser else None
+        training = few_shot_training(method, models, task, seed) if method.few_shot_updates else None
+        return builder.inputs(task, tmp_path / str(next(calls)), diffuser, training)
+
+    return make
+
+
+def few_shot_training(method: Method, models: Models, task: int, seed: int) -> DiffuserTraining:
+    assert method.diffuser is not None
+    variant = DIFFUSERS[method.diffuser]
+    return DiffuserTraining(
+        family=FAMILY.name,
+        seed=seed,
+        stage=f"few-shot-{task}",
+        backbone_folder=models.backbones["prompt-dt"],
+        denoiser=DENOISER,
+        diffusion=DiffusionConfig(),
+        guidance=GuidanceConfig(batch_size=4, **variant.guidance),
+        with_context=variant.sees_task_context,
+        batch_size=4,
+        guidance_start=0,
+        context_episodes=2,
+        context_transitions=CONTEXT_TRANSITIONS,
+        optimisation=OptimisationConfig(steps=2, learning_rate=1e-2, schedule="constant"),
+        prompt_length=TINY.prompt_length,
+        window_steps=TINY.window_steps,
+        dataset_digest="",
+        start_from=models.diffusers[method.diffuser],
+    )
