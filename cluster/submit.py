@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 CONNECT_TIMEOUT_S = 5.0
+# The dashboard of a head that has just started answers before the agent that takes jobs does. Ray then says this, after
+# waiting 10 s itself (ray 2.60, dashboard/modules/job/job_head.py and dashboard/consts.py).
+NO_AGENT = "No available agent to submit job"
+AGENT_TIMEOUT_S = 30.0
 # Trains the experts that the package ships: it writes into the source tree, of which a cluster has only a copy.
 LOCAL_JOBS = {"experts"}
 # Ray leaves out what .gitignore names; these must not travel from a tree without one either.
@@ -103,6 +107,23 @@ def connect(address: str) -> JobSubmissionClient:
         raise UserError(f"{address} does not answer like a Ray cluster: {error}") from error
 
 
+def submit_once_ready(client: JobSubmissionClient, **job: Any) -> str:
+    """Submit the job, again while the cluster has no agent yet, and return its submission id."""
+    deadline = time.monotonic() + AGENT_TIMEOUT_S
+    while True:
+        try:
+            return client.submit_job(**job)
+        except (RuntimeError, OSError, ValueError) as error:
+            reason = str(error).strip(" .\n").splitlines()[-1]  # the lines before it are the server's traceback
+            if NO_AGENT not in reason:
+                raise UserError(f"the cluster refused the job: {reason}") from error
+            if time.monotonic() > deadline:
+                remedy = "if the head's dashboard_agent.log says that the agent's port was taken, start the head again "
+                remedy += "with another --dashboard-agent-listen-port"
+                raise UserError(f"the cluster took no job: {reason}\n{remedy}") from error
+        time.sleep(1.0)
+
+
 async def print_logs(client: JobSubmissionClient, submission_id: str) -> None:
     """Print what the job prints, as it does, until it ends."""
     async for lines in client.tail_job_logs(submission_id):
@@ -148,15 +169,12 @@ def submit(arguments: Sequence[str], root: Path) -> int:
 
     address = options.address.rstrip("/")
     client = connect(address)
-    try:
-        submission_id = client.submit_job(
-            entrypoint=entrypoint(options.job, options.arguments, Path.cwd()),
-            runtime_env=runtime_env(root, Path.cwd()),
-            submission_id=options.submission_id,
-        )
-    except (RuntimeError, OSError, ValueError) as error:
-        reason = str(error).strip(" .\n").splitlines()[-1]  # the lines before it are the server's traceback
-        raise UserError(f"the cluster refused the job: {reason}") from error
+    submission_id = submit_once_ready(
+        client,
+        entrypoint=entrypoint(options.job, options.arguments, Path.cwd()),
+        runtime_env=runtime_env(root, Path.cwd()),
+        submission_id=options.submission_id,
+    )
     print(f"submitted {submission_id} to {address}", file=sys.stderr)
     return follow(client, submission_id, address)
 
