@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from analysis import page
 from analysis.aggregates import interquartile_mean, optimality_gap, probability_of_improvement
 from analysis.figures import method_colours, method_label, method_order, performance_profiles
-from analysis.intervals import bootstrap
+from analysis.intervals import Interval, bootstrap
 from analysis.pairs import PairedDifference, paired_difference
 from analysis.scores import run_scores
 from analysis.variance import variance_components
@@ -31,12 +31,23 @@ def differences(episodes: pd.DataFrame) -> dict[str, PairedDifference]:
     return {method: paired_difference(episodes, method, BASELINE) for method in methods if method != BASELINE}
 
 
-def scores_section(episodes: pd.DataFrame) -> str:
+def evidence(episodes: pd.DataFrame) -> dict[str, pd.DataFrame | str]:
+    """Return the tables scores, differences and variance, or why one is not computed: every evaluation gets a report.
+
+    Estimates have their 95 % bounds in columns of the same name with _low and _high.
+    """
+    return {
+        name: _or_reason(table, episodes)
+        for name, table in {"scores": _scores, "differences": _differences, "variance": _variance}.items()
+    }
+
+
+def scores_section(table: pd.DataFrame | str, episodes: pd.DataFrame) -> str:
     """Return the interquartile means, optimality gaps, probabilities of improvement and performance profiles."""
     return page.section(
         "scores",
         "Normalised scores",
-        _or_reason(_scores, episodes),
+        page.caption(table) if isinstance(table, str) else _scores_html(table, episodes),
         "0 is the random policy, 1 the expert. The interquartile mean leaves out the worst and the best quarter of all "
         "prompts' scores; the optimality gap is what is missing to the expert. The last column is the probability that "
         f"a prompt of the method scores higher than one of {method_label(BASELINE)} on the same task. A curve shows "
@@ -45,103 +56,154 @@ def scores_section(episodes: pd.DataFrame) -> str:
     )
 
 
-def differences_section(episodes: pd.DataFrame) -> str:
+def differences_section(table: pd.DataFrame | str) -> str:
     """Return how every method differs from the baseline on the same episodes."""
     return page.section(
         "differences",
         f"Return compared with {method_label(BASELINE)} on the same episodes",
-        _or_reason(_differences, episodes),
+        page.caption(table) if isinstance(table, str) else _differences_html(table),
         "Mean difference of episodes with equal task, prompt number and simulator seed, with two 95\u00a0% intervals. "
         "On these tasks: prompts are resampled with their episodes. On tasks like them: tasks are resampled.",
     )
 
 
-def variance_section(episodes: pd.DataFrame) -> str:
+def variance_section(table: pd.DataFrame | str) -> str:
     """Return the variance components of every method."""
     return page.section(
         "variance",
         "Where the spread of the scores comes from",
-        _or_reason(_variance, episodes),
+        page.caption(table) if isinstance(table, str) else _variance_html(table),
         "Standard deviation of normalised scores between tasks, between prompts of a task and between episodes of a "
         "prompt, and the share of the variance. A component that drowns in the one below it counts as zero.",
     )
 
 
-def _or_reason(body: Callable[[pd.DataFrame], str], episodes: pd.DataFrame) -> str:
-    """Return what a section shows, or why it shows nothing: a report has to come out of every evaluation."""
+def columns_of(name: str, interval: Interval) -> dict[str, float]:
+    """Return the columns of an estimate in a table."""
+    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def interval_of(row: Mapping[str, float], name: str) -> Interval:
+    """Return the estimate that a table has in its columns."""
+    return Interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
+
+
+def _or_reason(table: Callable[[pd.DataFrame], pd.DataFrame], episodes: pd.DataFrame) -> pd.DataFrame | str:
     try:
-        return body(episodes)
+        return table(episodes)
     except UserError as error:
-        return page.caption(f"Not computed: {error}.")
+        return f"Not computed: {error}."
 
 
-def _scores(episodes: pd.DataFrame) -> str:
+def _scores(episodes: pd.DataFrame) -> pd.DataFrame:
     scores: Mapping[str, NDArray[np.float64]] = run_scores(episodes)
-    methods = method_order(list(scores))
-    colours = method_colours(methods)
-    middles = [bootstrap(scores[method], interquartile_mean) for method in methods]
-    pictures = page.whiskers(middles, [colours[method] for method in methods])
-    best = max(interval.estimate for interval in middles)
-    rows = [
+    rows = {
+        method: {
+            **columns_of("interquartile_mean", bootstrap(scores[method], interquartile_mean)),
+            **columns_of("optimality_gap", bootstrap(scores[method], optimality_gap)),
+            **(
+                columns_of("better_than_baseline", probability_of_improvement(scores[method], scores[BASELINE]))
+                if BASELINE in scores and method != BASELINE
+                else {}
+            ),
+        }
+        for method in method_order(list(scores))
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+
+
+def _scores_html(table: pd.DataFrame, episodes: pd.DataFrame) -> str:
+    colours = method_colours(list(table.index))
+    rows = table.to_dict("index")
+    pictures = page.whiskers(
+        [interval_of(row, "interquartile_mean") for row in rows.values()], [colours[method] for method in rows]
+    )
+    compared = "better_than_baseline" in table
+    best = table["interquartile_mean"].max()
+    lines = [
         page.method_row(
             method,
             colours[method],
             [
-                page.estimate(middle, 3),
+                page.estimate(interval_of(row, "interquartile_mean"), 3),
                 picture,
-                page.estimate(bootstrap(scores[method], optimality_gap), 3),
-                *([_chance(method, scores)] if BASELINE in scores else []),
+                page.estimate(interval_of(row, "optimality_gap"), 3),
+                *([_chance(method, row)] if compared else []),
             ],
-            best=middle.estimate == best,
+            best=row["interquartile_mean"] == best,
         )
-        for method, middle, picture in zip(methods, middles, pictures, strict=True)
+        for (method, row), picture in zip(rows.items(), pictures, strict=True)
     ]
     heads = ["Method", "Interquartile mean", "", "Optimality gap"]
-    if BASELINE in scores:
+    if compared:
         heads.append(f"Better than {method_label(BASELINE)}")
-    figure = performance_profiles(scores)
-    return page.table(heads, rows) + page.image(figure, "Share of each method's prompts that score above a value")
+    figure = performance_profiles(run_scores(episodes))
+    return page.table("Normalised scores", heads, lines) + page.image(
+        figure, "Curves: the share of each method's prompts that score above a value, with 95 % bands"
+    )
 
 
-def _chance(method: str, scores: Mapping[str, NDArray[np.float64]]) -> str:
-    return "–" if method == BASELINE else page.estimate(probability_of_improvement(scores[method], scores[BASELINE]))
+def _chance(method: str, row: Mapping[str, float]) -> str:
+    return "–" if method == BASELINE else page.estimate(interval_of(row, "better_than_baseline"))
 
 
-def _differences(episodes: pd.DataFrame) -> str:
+def _differences(episodes: pd.DataFrame) -> pd.DataFrame:
     found = differences(episodes)
     if not found:
         raise UserError(f"the experiment has no method {BASELINE!r} to compare with")
-    colours = method_colours(list(found))
+    rows = {
+        method: {
+            **columns_of("difference", paired.on_these_tasks),
+            "low_on_tasks_like_these": paired.on_tasks_like_these.low,
+            "high_on_tasks_like_these": paired.on_tasks_like_these.high,
+            "tasks_better": paired.tasks_better,
+            "tasks": paired.num_tasks,
+            "pairs": paired.pairs,
+            "unpaired": paired.unpaired,
+            "resampled": UNITS[paired.resampled],
+        }
+        for method, paired in found.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+
+
+def _differences_html(table: pd.DataFrame) -> str:
+    colours = method_colours(list(table.index))
     rows = [
         page.method_row(
             method,
             colours[method],
             [
-                page.number(paired.on_these_tasks.estimate),
-                page.bounds(paired.on_these_tasks),
-                page.bounds(paired.on_tasks_like_these),
-                f"{paired.tasks_better} of {paired.num_tasks}",
+                page.number(row["difference"]),
+                page.bounds(interval_of(row, "difference")),
+                f"[{page.number(row['low_on_tasks_like_these'])}, {page.number(row['high_on_tasks_like_these'])}]",
+                f"{row['tasks_better']} of {row['tasks']}",
             ],
         )
-        for method, paired in found.items()
+        for method, row in table.to_dict("index").items()
     ]
-    return page.table(("Method", "Difference", "On these tasks", "On tasks like them", "Tasks better"), rows)
+    heads = ("Method", "Difference", "On these tasks", "On tasks like them", "Tasks better")
+    return page.table("Paired differences", heads, rows)
 
 
-def _variance(episodes: pd.DataFrame) -> str:
+def _variance(episodes: pd.DataFrame) -> pd.DataFrame:
     methods = method_order(list(episodes["method"].unique()))
+    return pd.concat({method: variance_components(episodes, method) for method in methods}, names=["method"])
+
+
+def _variance_html(table: pd.DataFrame) -> str:
+    methods = list(table.index.unique("method"))
     colours = method_colours(methods)
-    components = {method: variance_components(episodes, method) for method in methods}
-    levels = list(next(iter(components.values())).index)
+    levels = list(table.index.unique("level"))
     rows = [
         page.method_row(
             method,
             colours[method],
             [
                 f'{sqrt(max(row.variance, 0.0)):.3f} <span class="interval">{page.percent(row.share, 0)}</span>'
-                for row in components[method].loc[levels].itertuples()
+                for row in table.loc[method].loc[levels].itertuples()
             ],
         )
         for method in methods
     ]
-    return page.table(("Method", *(level.capitalize() for level in levels)), rows)
+    return page.table("Variance components", ("Method", *(level.capitalize() for level in levels)), rows)

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from analysis.aggregates import performance_profile
 from analysis.intervals import task_interval
-from analysis.runs import EXPERT
+from analysis.runs import EXPERT, TRAINING_PREFIXES
 
-# Order of appearance everywhere, and one colour a method (Okabe and Ito's palette, told apart with any colour vision).
+# Order of appearance everywhere, and one colour a method (Okabe and Ito's palette, told apart with
+# any colour vision; its lightest colours darkened until they have the contrast of 3:1 that WCAG asks of graphics).
 METHOD_COLOURS = {
     "prompt-dt": "#56616f",
-    "other-task-prompt": "#e69f00",
+    "other-task-prompt": "#c77c00",
     "prompt-diffuser": "#0072b2",
     "prompt-diffuser-context": "#009e73",
 }
@@ -31,15 +32,15 @@ METHOD_LABELS = {
     "prompt-diffuser-context": "Prompt Diffuser + task context",
     EXPERT: "Expert",
 }
-_SPARE_COLOURS = ("#cc79a7", "#d55e00", "#56b4e9", "#8c6d31")
+_SPARE_COLOURS = ("#c0699a", "#d55e00", "#2f8fce", "#8c6d31")
 _SPARE_MARKERS = ("D", "v", "P", "X")
 _METHOD_MARKERS = {"prompt-dt": "o", "other-task-prompt": "s", "prompt-diffuser": "^", "prompt-diffuser-context": "D"}
-_RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#56616f", "#8c6d31")
+_RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#c0699a", "#c77c00", "#2f8fce", "#56616f", "#8c6d31")
 
 _INK = "#1f2933"
 _QUIET_INK = "#616e7c"
 _GRID = "#e4e7eb"
-_WIDTH_INCHES = 9.6
+WIDTH_INCHES = 9.6
 _SMOOTHED_FROM = 100
 _PROFILE_FROM = -0.25
 """Scores can lie far below the random policy's 0; a profile that showed them all would show nothing else."""
@@ -63,19 +64,19 @@ def method_colours(methods: Sequence[str]) -> dict[str, str]:
 
 
 def learning_curves(metrics: pd.DataFrame) -> Figure:
-    """Draw every `training/...` metric by step, a panel for each stage and key."""
-    training = metrics[metrics["key"].str.startswith("training/") & np.isfinite(metrics["value"])]
+    """Draw every metric of training by step, a panel for each stage and key."""
+    training = metrics[metrics["key"].str.startswith(TRAINING_PREFIXES) & np.isfinite(metrics["value"])]
     panels = list(training.groupby(["stage", "key"], sort=False))
     columns = min(3, max(1, len(panels)))
     rows = max(1, ceil(len(panels) / columns))
-    figure = Figure(figsize=(_WIDTH_INCHES, 2.5 * rows + 0.2), layout="constrained")
+    figure = Figure(figsize=(WIDTH_INCHES, 2.5 * rows + 0.2), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, ((stage, key), points) in zip(grid, panels, strict=False):
         for index, (run, curve) in enumerate(points.groupby("run", sort=False)):
             _draw_curve(axes, curve, _RUN_COLOURS[index % len(_RUN_COLOURS)], str(run))
         if _spans_decades(points["value"]):
             axes.set_yscale("log")
-        _style(axes, f"{stage}: {str(key).removeprefix('training/')}")
+        style_axes(axes, f"{stage}: {str(key).partition('/')[2]}")
         axes.set_xlabel("step", color=_QUIET_INK)
         if points["run"].nunique() > 1:
             axes.legend(frameon=False, fontsize=7)
@@ -91,7 +92,7 @@ def returns_per_task(episodes: pd.DataFrame, labels: Mapping[str, str]) -> Figur
     tasks = sorted(int(task) for task in episodes["task"].unique())
     methods = method_order(list(episodes["method"].unique()))
     colours = method_colours(methods)
-    figure = Figure(figsize=(_WIDTH_INCHES, 3.8), layout="constrained")
+    figure = Figure(figsize=(WIDTH_INCHES, 3.8), layout="constrained")
     axes = figure.subplots()
     spacing = 0.7 / max(len(methods), 1)
     for rank, method in enumerate(methods):
@@ -120,7 +121,7 @@ def returns_per_task(episodes: pd.DataFrame, labels: Mapping[str, str]) -> Figur
     axes.set_xticks(range(len(tasks)), [_task_label(task, labels) for task in tasks])
     axes.set_xlim(-0.5, len(tasks) - 0.5)
     axes.set_ylabel("return", color=_QUIET_INK)
-    _style(axes)
+    style_axes(axes)
     axes.grid(False, axis="x")
     figure.legend(loc="outside upper left", ncols=len(methods), frameon=False, fontsize=9, handletextpad=0.2)
     return figure
@@ -136,7 +137,7 @@ def performance_profiles(scores: Mapping[str, NDArray[np.float64]]) -> Figure:
     everything = np.concatenate([scores[method].ravel() for method in methods])
     low = max(_PROFILE_FROM, min(0.0, float(everything.min())))
     high = max(1.0, float(everything.max())) + 0.02
-    figure = Figure(figsize=(_WIDTH_INCHES, 3.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH_INCHES, 3.6), layout="constrained")
     whole, upper = figure.subplots(1, 2, sharey=True)
     for axes, start in ((whole, low), (upper, max(low, float(np.quantile(everything, 0.25))))):
         thresholds = np.linspace(start, high, _PROFILE_POINTS)
@@ -147,7 +148,7 @@ def performance_profiles(scores: Mapping[str, NDArray[np.float64]]) -> Figure:
         axes.set_xlim(start, high)
         axes.set_ylim(0, 1.02)
         axes.set_xlabel("normalised score", color=_QUIET_INK)
-        _style(axes)
+        style_axes(axes)
     whole.set_ylabel("share of runs above it", color=_QUIET_INK)
     figure.legend(
         handles=whole.lines, loc="outside upper left", ncols=len(methods), frameon=False, fontsize=9, handletextpad=0.4
@@ -166,7 +167,7 @@ def prompt_plane(prompts: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
     methods = method_order(list(plane["method"].unique()))
     columns = max(1, len(methods)) if len(methods) <= 3 else 2
     rows = max(1, ceil(len(methods) / columns))
-    figure = Figure(figsize=(_WIDTH_INCHES, 3.5 * rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(WIDTH_INCHES, 3.5 * rows + 0.5), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     expert = plane[plane["method"] == EXPERT]
     for axes, method in zip(grid, methods, strict=False):
@@ -183,7 +184,7 @@ def prompt_plane(prompts: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
         axes.scatter(
             own["x"], own["y"], s=24, c=own["task"].map(colours), marker=_marker(method, methods), lw=0, alpha=0.9
         )
-        _style(axes, method_label(method))
+        style_axes(axes, method_label(method))
         axes.set_xlabel(f"component 1 ({shares[0]:.0%} of variance)", color=_QUIET_INK)
         axes.set_ylabel(f"component 2 ({shares[1]:.0%})", color=_QUIET_INK)
         axes.label_outer()
@@ -250,7 +251,8 @@ def _marker(method: str, methods: Sequence[str]) -> str:
     return _METHOD_MARKERS.get(method) or _SPARE_MARKERS[extra.index(method) % len(_SPARE_MARKERS)]
 
 
-def _style(axes: Axes, title: str = "") -> None:
+def style_axes(axes: Axes, title: str = "") -> None:
+    """Give axes the look of all figures."""
     axes.set_title(title, loc="left", fontsize=10, color=_INK)
     axes.grid(True, color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)

@@ -1,4 +1,4 @@
-"""Pieces of the report's page: HTML of what a section holds, and numbers as readers see them."""
+"""Pieces of a page: HTML of what a section holds, and numbers as readers see them."""
 
 import base64
 import html
@@ -7,18 +7,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from mlflow.entities import Run
 
 from analysis.figures import method_label
 from analysis.intervals import Interval
 
+LOCAL_UI = "http://127.0.0.1:5000"
+"""Where `make ui` serves MLflow's pages."""
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>{title} - Prompt Diffuser</title>
 <style>
 {style}</style>
@@ -32,6 +37,8 @@ _PAGE = """<!doctype html>
 </header>
 {sections}
 </main>
+<script>
+{script}</script>
 </body>
 </html>
 """
@@ -39,13 +46,15 @@ _PAGE = """<!doctype html>
 
 def whole(title: str, question: str, sections: Iterable[str]) -> str:
     """Return the page; nothing in it is fetched from elsewhere."""
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    return _PAGE.format(title=text(title), question=text(question), style=style, sections="\n".join(sections))
+    style, script = (Path(__file__).with_name(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    body = "\n".join(sections)
+    return _PAGE.format(title=text(title), question=text(question), style=style, sections=body, script=script)
 
 
 def section(name: str, title: str, body: str, note: str = "") -> str:
     """Return a section with its anchor."""
-    return f'<section id="{name}">\n<h2>{text(title)}</h2>\n{body}{caption(note)}\n</section>'
+    heading = f'<h2 id="{name}-title">{text(title)}</h2>'
+    return f'<section id="{name}" aria-labelledby="{name}-title">\n{heading}\n{body}{caption(note)}\n</section>'
 
 
 def caption(note: str) -> str:
@@ -58,22 +67,30 @@ def listing(sentences: Iterable[str]) -> str:
     return f"<ul>{''.join(f'<li>{text(sentence)}</li>' for sentence in sentences)}</ul>"
 
 
-def table(heads: Iterable[str], rows: Iterable[str]) -> str:
-    """Return a table that scrolls sideways where it is wider than the screen."""
-    head = "".join(f"<th>{text(name)}</th>" for name in heads)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+def table(label: str, heads: Iterable[str], rows: Iterable[str]) -> str:
+    """Return a table that scrolls sideways where it is wider than the screen; the label is for screen readers."""
+    head = "".join(f'<th scope="col">{text(name)}</th>' for name in heads)
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{text(label)}"><table aria-label="{text(label)}">'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def row(heading: str, cells: Iterable[str]) -> str:
+    """Return a table row with its heading; both are HTML."""
+    return f'<tr><th scope="row">{heading}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
 
 
 def facts(values: Mapping[str, object]) -> str:
     """Return a table of keys and values."""
-    rows = (f"<tr><th>{text(key)}</th><td>{text(value)}</td></tr>" for key, value in values.items())
+    rows = (row(text(key), [text(value)]) for key, value in values.items())
     return f'<table class="facts"><tbody>{"".join(rows)}</tbody></table>'
 
 
 def method_row(method: str, colour: str, cells: Iterable[str], best: bool = False) -> str:
     """Return a table row that starts with a method's name; the cells are HTML."""
-    heading = f'<th><span class="dot" style="background:{colour}"></span>{text(method_label(method))}</th>'
-    return f'<tr class="{"best" if best else ""}">{heading}{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+    html_row = row(f'<span class="dot" style="background:{colour}"></span>{text(method_label(method))}', cells)
+    return html_row.replace("<tr>", '<tr class="best">') if best else html_row
 
 
 def estimate(interval: Interval, digits: int = 2) -> str:
@@ -106,9 +123,31 @@ def image(figure: Figure, description: str) -> str:
     """Embed a figure as an image, so that the identifiers inside two figures cannot collide."""
     buffer = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "report"}):  # with no date either, the same numbers give the same page
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<div class="scroll"><img alt="{text(description)}" src="data:image/svg+xml;base64,{data}"></div>'
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="Figure">'
+        f'<img alt="{text(description)}" src="data:image/svg+xml;base64,{data}"></div>'
+    )
+
+
+def run_link(uri: str, run: Run, label: str = "") -> str:
+    """Return a link to a run's page in MLflow, with the run's id if it has no label."""
+    info = run.info
+    return link(f"{server(uri)}/#/experiments/{info.experiment_id}/runs/{info.run_id}", label or info.run_id)
+
+
+def link(address: str, label: str) -> str:
+    """Return a link."""
+    return f'<a href="{text(address)}">{text(label)}</a>'
+
+
+def server(uri: str) -> str:
+    """Return where a browser finds a store's pages: the server, without a password; of a file, where `make ui` is."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https"):
+        return LOCAL_UI
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
 
 
 def text(value: object) -> str:

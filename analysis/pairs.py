@@ -108,3 +108,15 @@ def _over_trainings(differences_SJ: pd.DataFrame, seed: int) -> tuple[Interval, 
     rows, columns = (generator.integers(size, size=(RESAMPLES, size)) for size in table.shape)
     low, high = bounds(table[rows[:, :, None], columns[:, None, :]].mean(axis=(1, 2)))
     return fixed, Interval(fixed.estimate, float(low), float(high))
+
+
+def mean_return(episodes: pd.DataFrame, value: str = "return") -> Interval:
+    """Return the mean over tasks of one method's returns, with the interval of whatever a run is.
+
+    Prompts, or single episodes, are resampled within their task, trainings with all their tasks.
+    """
+    level = run_level(episodes)
+    means = run_means(episodes, level, value)
+    if level == "training_seed":
+        return mean_interval({0: means.unstack("task").mean(axis=1).to_numpy()})
+    return mean_interval({int(task): runs.to_numpy() for task, runs in means.groupby("task")})

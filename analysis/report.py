@@ -17,7 +17,15 @@ import tyro
 from mlflow.entities import Run
 
 from analysis import page
-from analysis.evidence import BASELINE, UNITS, differences, differences_section, scores_section, variance_section
+from analysis.evidence import (
+    BASELINE,
+    UNITS,
+    differences,
+    differences_section,
+    evidence,
+    scores_section,
+    variance_section,
+)
 from analysis.figures import (
     learning_curves,
     method_colours,
@@ -26,13 +34,13 @@ from analysis.figures import (
     prompt_plane,
     returns_per_task,
 )
+from analysis.inside import inside_sections, inside_table
 from analysis.intervals import Interval
 from analysis.pairs import PairedDifference
-from analysis.runs import ExperimentResults, load_experiment
-from analysis.scores import at_first_target, normalised, without_diverged
+from analysis.runs import PARENT_STAGE, ExperimentResults, load_experiment, scored_episodes
+from analysis.scores import at_first_target
+from analysis.tables import write_tables
 from promptdiffuser.errors import UserError
-from promptdiffuser.tasks import get_family
-from promptdiffuser.tasks.references import reference_returns
 from promptdiffuser.tracking.store import flatten, resolve_uri
 
 QUESTION = (
@@ -44,49 +52,77 @@ FEW_TASKS = 6
 
 
 def write_report(uri: str, experiment_name: str, path: Path, parent_run_id: str | None = None) -> Path:
-    """Write the report of an experiment (its newest run, if none is given) and return its path."""
-    text = render(load_experiment(uri, experiment_name, parent_run_id))
+    """Write the report of an experiment (its newest run, if none is given) and return its path.
+
+    What the report shows is also written as CSV and Parquet, into a folder beside it of the same name.
+    """
+    results = load_experiment(uri, experiment_name, parent_run_id)
+    tables = report_tables(results)
+    text = render(results, tables)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
+    write_tables({name: table for name, table in tables.items() if not isinstance(table, str)}, path.with_suffix(""))
     return path
 
 
-def render(results: ExperimentResults) -> str:
-    """Return the page as HTML text."""
+def report_tables(results: ExperimentResults) -> dict[str, pd.DataFrame | str]:
+    """Return what the report shows by name, each a frame or the reason why there is none.
+
+    methods: what evaluate concluded; tasks: mean return by method and task; scores, differences, variance: see
+    `analysis.evidence`; curves: metrics of training; inside: what the prompts of diffusers are like, where it was looked
+    at.
+    """
+    methods = pd.DataFrame.from_dict(results.summary["methods"], orient="index").rename_axis("method")
+    per_task = methods["per_task"].apply(pd.Series)
+    scalars = [name for name in methods if not methods[name].map(lambda value: isinstance(value, dict)).any()]
+    return {
+        "methods": methods[scalars],
+        "tasks": per_task.rename(columns="task {}".format),
+        **evidence(scored_episodes(results)),
+        "curves": results.metrics,
+        "inside": inside_table(results.inside),
+    }
+
+
+def render(results: ExperimentResults, tables: Mapping[str, pd.DataFrame | str]) -> str:
+    """Return the page as HTML text, with what `report_tables` computed."""
     summary = results.summary
     labels = summary["tasks"]
     episodes = scored_episodes(results)
     sections = [
         page.section("conclusions", "What the numbers allow", page.listing(conclusions(results))),
         page.section("methods", "Methods compared", _method_table(summary)),
-        scores_section(episodes),
-        differences_section(episodes),
+        scores_section(tables["scores"], episodes),
+        differences_section(tables["differences"]),
         page.section("tasks", "Mean return by task", _task_table(summary)),
         page.section(
             "returns",
             "Returns and their intervals",
-            page.image(returns_per_task(episodes, labels), "Mean return of each method on each test task"),
+            page.image(
+                returns_per_task(episodes, labels),
+                "Points and bars: mean return of each method on each test task and its 95 % interval",
+            ),
             "Bars are 95\u00a0% bootstrap intervals: the prompts of a task are resampled, each with its episodes.",
         ),
-        variance_section(episodes),
+        variance_section(tables["variance"]),
         page.section(
             "prompts",
             "Prompts of the methods against the expert's",
-            page.image(prompt_plane(results.prompts, labels), "Prompts in the plane of two principal components"),
+            page.image(
+                prompt_plane(results.prompts, labels),
+                "Points: each method's prompts over the expert's, in the plane of two principal components, by task",
+            ),
             "Principal components of the expert prompts alone: segments of expert data of the same tasks, normalised "
             "as the policy sees them. A method whose points leave the expert's writes prompts that no expert made.",
         ),
-        page.section("training", "Training", page.image(learning_curves(results.metrics), "Training metrics by step")),
+        *inside_sections(results.inside),
+        page.section(
+            "training", "Training", page.image(learning_curves(results.metrics), "Curves: metrics of training by step")
+        ),
         page.section("provenance", "Provenance", _provenance(results)),
     ]
     title = f"{results.name}: {summary['family']}, {len(summary['test_tasks'])} test tasks"
     return page.whole(title, QUESTION, sections)
-
-
-def scored_episodes(results: ExperimentResults) -> pd.DataFrame:
-    """Return the episodes that methods are compared by, with their normalised scores."""
-    references = reference_returns(get_family(results.summary["family"]))
-    return normalised(without_diverged(at_first_target(results.episodes)), references)
 
 
 def conclusions(results: ExperimentResults) -> list[str]:
@@ -191,7 +227,7 @@ def _method_table(summary: Mapping[str, Any]) -> str:
         "Adapt,\u00a0s",
         "Tunable parameters",
     )
-    return page.table(heads, rows)
+    return page.table("Methods", heads, rows)
 
 
 def _task_table(summary: Mapping[str, Any]) -> str:
@@ -210,7 +246,7 @@ def _task_table(summary: Mapping[str, Any]) -> str:
         rows.append(page.method_row(name, colours[name], cells))
     labels = summary["tasks"]
     heads = [f"Task {task}, {labels[task]}" if task in labels else f"Task {task}" for task in tasks]
-    return page.table(("Method", *heads), rows)
+    return page.table("Mean return by task", ("Method", *heads), rows)
 
 
 def _provenance(results: ExperimentResults) -> str:
@@ -222,25 +258,27 @@ def _provenance(results: ExperimentResults) -> str:
         "test tasks": ", ".join(map(str, summary["test_tasks"])),
         **{f"protocol: {key}": value for key, value in flatten(summary["protocol"])},
         "MLflow run": parent.info.run_id,
+        "MLflow's pages": page.server(results.uri),
         "started": page.when(parent.info.start_time),
     }
     tags = {key: value for key, value in parent.data.tags.items() if not key.startswith("mlflow.")}
-    runs = [_run_row(stage, run) for stage, stage_runs in results.stages.items() for run in stage_runs]
+    stages = {PARENT_STAGE: [parent], **results.stages}
+    runs = [_run_row(results.uri, stage, run) for stage, stage_runs in stages.items() for run in stage_runs]
     return (
         page.facts(facts)
         + "<details open><summary>Stages</summary>"
-        + page.table(("Stage", "Run", "Status", "Started", "Seconds"), runs)
+        + page.table("Stages", ("Stage", "Run", "Status", "Started", "Seconds"), runs)
         + "</details><details><summary>All parameters and versions</summary>"
         + page.facts({**dict(sorted(parent.data.params.items())), **dict(sorted(tags.items()))})
         + "</details>"
     )
 
 
-def _run_row(stage: str, run: Run) -> str:
+def _run_row(uri: str, stage: str, run: Run) -> str:
     info = run.info
     seconds = None if info.end_time is None else (info.end_time - info.start_time) / 1000
-    cells = (info.run_name, info.status, page.when(info.start_time), page.number(seconds, 0))
-    return f"<tr><th>{page.text(stage)}</th>{''.join(f'<td>{page.text(cell)}</td>' for cell in cells)}</tr>"
+    cells = (page.text(info.status), page.when(info.start_time), page.number(seconds, 0))
+    return page.row(page.text(stage), (page.run_link(uri, run, info.run_name), *cells))
 
 
 @dataclass(frozen=True)

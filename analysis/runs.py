@@ -12,12 +12,18 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from analysis.scores import at_first_target, normalised, without_diverged
 from promptdiffuser.errors import UserError
+from promptdiffuser.tasks import get_family
+from promptdiffuser.tasks.references import reference_returns
 from promptdiffuser.tracking.store import PARENT_TAG, STAGE_TAG, USED_RUN_TAG, connect
 
 STAGES = ("collect", "pretrain", "train-diffuser", "few-shot", "evaluate")
 PARENT_STAGE = "experiment"
 EXPERT = "expert"
+INSIDE = "prompts_inside.json"
+TRAINING_PREFIXES = ("train/", "training/")
+"""What the keys of training metrics start with."""
 # SQLite keeps an infinite metric as the largest finite double.
 _STORED_INFINITY = 1.7e308
 
@@ -26,6 +32,8 @@ _STORED_INFINITY = 1.7e308
 class ExperimentResults:
     """Everything the figures and the report need."""
 
+    uri: str
+    """MLflow tracking URI of the store it lies in."""
     name: str
     """Name of the MLflow experiment."""
     parent: Run
@@ -40,6 +48,8 @@ class ExperimentResults:
     """One row a prompt: method ("expert" for the few-shot set), task, prompt, features (flattened, normalised)."""
     summary: dict[str, Any]
     """What evaluate concluded, by method, and how: goals, protocol, dataset digest, command, seed."""
+    inside: dict[str, dict[str, Any]]
+    """Method -> measure -> number or list: what a diffuser's prompts are like; empty where nobody looked."""
 
 
 def load_experiment(uri: str, experiment_name: str, parent_run_id: str | None = None) -> ExperimentResults:
@@ -81,6 +91,7 @@ def load_experiment(uri: str, experiment_name: str, parent_run_id: str | None = 
                 f"make them with: {_command(experiment_name)}"
             )
         return ExperimentResults(
+            uri=uri,
             name=experiment_name,
             parent=parent,
             stages=stages,
@@ -88,7 +99,32 @@ def load_experiment(uri: str, experiment_name: str, parent_run_id: str | None = 
             episodes=pd.read_parquet(files["episodes.parquet"]),
             prompts=prompts,
             summary=json.loads(files["summary.json"].read_text()),
+            inside=_inside(client, evaluate, Path(folder)),
         )
+
+
+def scored_episodes(results: ExperimentResults) -> pd.DataFrame:
+    """Return the episodes that methods are compared by, with their normalised scores."""
+    references = reference_returns(get_family(results.summary["family"]))
+    return normalised(without_diverged(at_first_target(results.episodes)), references)
+
+
+def experiment_of(client: MlflowClient, run: Run) -> Run:
+    """Return the run of the whole experiment that a run is or lies below.
+
+    Raises:
+        UserError: It belongs to no experiment, such as a sweep's trial.
+    """
+    above = run
+    while above.data.tags.get(STAGE_TAG) != PARENT_STAGE:
+        if PARENT_TAG not in above.data.tags:
+            kind = run.data.tags.get(STAGE_TAG, "no stage")
+            raise UserError(
+                f"run {run.info.run_id} ({run.info.run_name}, {kind}) is not part of an experiment; name runs of "
+                "experiments or of their methods, and read sweeps with python -m analysis.sweep_report"
+            )
+        above = client.get_run(above.data.tags[PARENT_TAG])
+    return above
 
 
 def _stage_runs(client: MlflowClient, experiment_id: str, parent: Run) -> list[Run]:
@@ -127,6 +163,12 @@ def _download(client: MlflowClient, run: Run, name: str, folder: Path, experimen
             f"evaluate run {run.info.run_id} of experiment {experiment_name!r} has no artifact {name} "
             f"(status {run.info.status}); make it with: {_command(experiment_name)}"
         ) from error
+
+
+def _inside(client: MlflowClient, run: Run, folder: Path) -> dict[str, dict[str, Any]]:
+    if INSIDE not in {found.path for found in client.list_artifacts(run.info.run_id)}:
+        return {}
+    return dict(json.loads(Path(client.download_artifacts(run.info.run_id, INSIDE, str(folder))).read_text()))
 
 
 def _metric_histories(client: MlflowClient, stages: dict[str, list[Run]]) -> pd.DataFrame:

@@ -16,8 +16,8 @@ import pytest
 from analysis.aggregates import interquartile_mean, optimality_gap, probability_of_improvement
 from analysis.intervals import Interval, bootstrap
 from analysis.pairs import paired_difference
-from analysis.report import conclusions, render, scored_episodes, write_report
-from analysis.runs import load_experiment
+from analysis.report import conclusions, render, report_tables, write_report
+from analysis.runs import load_experiment, scored_episodes
 from analysis.scores import run_scores
 from analysis.variance import variance_components
 from promptdiffuser.errors import UserError
@@ -132,7 +132,8 @@ def test_a_report_comes_out_of_every_evaluation(experiment: Any) -> None:
     episodes = results.episodes
 
     def page_of(changed: Any) -> Page:
-        return Page(render(dataclasses.replace(results, episodes=changed)))
+        other = dataclasses.replace(results, episodes=changed)
+        return Page(render(other, report_tables(other)))
 
     lost = episodes.assign(diverged=False)
     lost.loc[0, ["diverged", "return"]] = [True, np.nan]
@@ -157,8 +158,9 @@ def test_page_is_complete_and_self_contained(experiment: Any, page: Page) -> Non
         "conclusions", "methods", "scores", "differences", "tasks", "returns", "variance", "prompts", "training",
         "provenance",
     ]  # fmt: skip
-    assert len(page.sources) == 4
-    assert all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
+    fetched = [source for source in page.sources if not source.startswith("http://127.0.0.1:5000/#/experiments/")]
+    assert len(fetched) == 4
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in fetched)
     facts = {row[0]: row[1] for row in page.rows["provenance"] if len(row) == 2}
     assert facts["command"] == "python jobs/pipeline.py <synthetic> --seed 7"
     assert facts["dataset digest"] == "synthetic-digest"
@@ -191,7 +193,7 @@ def test_caution_comes_first(experiment: Any) -> None:
     caution = FAMILIES["cheetah-dir"].caution
     cautious = dataclasses.replace(results, summary=results.summary | {"caution": caution})
     assert conclusions(cautious) == [caution, *conclusions(results)]
-    assert caution in Page(render(cautious)).text["conclusions"]
+    assert caution in Page(render(cautious, report_tables(cautious))).text["conclusions"]
     assert "has the highest mean return" in conclusions(results)[0]
 
 

@@ -1,0 +1,247 @@
+"""What a comparison compares: runs of whole experiments, or of single methods, out of MLflow.
+
+Runs that differ in nothing but their seed are trainings of one configuration and make one side.
+"""
+
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from analysis.runs import (
+    PARENT_STAGE,
+    TRAINING_PREFIXES,
+    ExperimentResults,
+    experiment_of,
+    load_experiment,
+    scored_episodes,
+)
+from promptdiffuser.errors import UserError
+from promptdiffuser.tracking.store import PARENT_TAG, STAGE_TAG, connect, flatten
+
+METHOD_STAGE = "method"
+METHOD_TAG = "promptdiffuser.method"
+SEED = "seed"
+DATASET = "dataset digest"
+NOT_RECORDED = "not recorded"
+_DIFFUSER = "diffuser-"
+"""Prefix of the names of the runs that train one method's diffuser."""
+_OWN_TAGS = ("mlflow.", "promptdiffuser.")
+_SUMMARY_COSTS = {
+    "time/adapt_s": "seconds_adapt",
+    "time/evaluate_s": "seconds",
+    "cost/tunable_parameters": "tunable_parameters",
+}
+
+
+@dataclass(frozen=True)
+class Side:
+    """One configuration with the episodes of all its trainings."""
+
+    name: str
+    """A, B, ... in the order in which runs were named."""
+    title: str
+    """Name of the run in MLflow, and what of it is compared."""
+    runs: tuple[Run, ...]
+    """One a training."""
+    settings: dict[str, str]
+    """Every setting of the experiment, and the versions it ran with."""
+    conditions: dict[str, str]
+    """What has to be equal for returns to be comparable: family, tasks, dataset digest, physics, protocol."""
+    episodes: pd.DataFrame
+    """One row an episode, with its normalised `score`, and the column training_seed."""
+    costs: pd.DataFrame
+    """Mean over trainings: one row a method, columns time/... and cost/..."""
+    curves: pd.DataFrame
+    """Metrics of training: stage, run, key, step, value, training_seed."""
+    task_labels: dict[str, str]
+
+    @property
+    def methods(self) -> list[str]:
+        """Methods evaluated, in the order of evaluation."""
+        return [str(method) for method in self.episodes["method"].unique()]
+
+    def of_method(self, method: str) -> pd.DataFrame:
+        """Return the episodes of one method, renamed to this side."""
+        return self.episodes[self.episodes["method"] == method].assign(method=self.name)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """One run with all that is read for it."""
+
+    run: Run
+    methods: tuple[str, ...]
+    settings: dict[str, str]
+    conditions: dict[str, str]
+    results: ExperimentResults
+    costs: pd.DataFrame
+
+
+def find_sides(uri: str, selections: Sequence[str]) -> list[Side]:
+    """Return the sides that run ids and MLflow filter strings select.
+
+    Args:
+        uri: MLflow tracking URI.
+        selections: Run ids of experiments or of methods, or filter strings as MLflow's search takes them. Of what a
+            filter finds, the runs of methods are taken, where there are none, the runs of experiments.
+
+    Raises:
+        UserError: A run is missing, is neither of an experiment nor of a method, or has no evaluation.
+    """
+    client = connect(uri)
+    runs = {run.info.run_id: run for selection in selections for run in _select(client, selection)}
+    loaded: dict[str, ExperimentResults] = {}
+    trainings = [_training(client, uri, run, loaded) for run in runs.values()]
+    groups: dict[Any, list[_Training]] = {}
+    for training in trainings:
+        groups.setdefault(_configuration(training), []).append(training)
+    kept = list(_distinct_seeds(groups.values()))
+    if len(kept) > len(string.ascii_uppercase):
+        raise UserError(f"{len(kept)} configurations are too many for one comparison; name fewer than 27")
+    return [_side(name, group) for name, group in zip(string.ascii_uppercase, kept, strict=False)]
+
+
+def _select(client: MlflowClient, selection: str) -> list[Run]:
+    if selection.isalnum():
+        try:
+            return [client.get_run(selection)]
+        except MlflowException as error:
+            raise UserError(f"no run {selection!r} in the MLflow store; `make ui` shows the ids of runs") from error
+    everywhere = [experiment.experiment_id for experiment in client.search_experiments()]
+    try:
+        found = client.search_runs(everywhere, selection, order_by=["start_time"])
+    except MlflowException as error:
+        raise UserError(
+            f"{selection!r} is neither a run id nor a filter ({str(error).splitlines()[0]}); a filter looks like "
+            "\"tags.`promptdiffuser.method` = 'prompt-diffuser'\""
+        ) from error
+    for stage in (METHOD_STAGE, PARENT_STAGE):
+        if of_stage := [run for run in found if run.data.tags.get(STAGE_TAG) == stage]:
+            return of_stage
+    raise UserError(f"the filter {selection!r} finds no run of an experiment or of a method; loosen it")
+
+
+def _training(client: MlflowClient, uri: str, run: Run, loaded: dict[str, ExperimentResults]) -> _Training:
+    parent = experiment_of(client, run)
+    if parent.info.run_id not in loaded:
+        name = client.get_experiment(parent.info.experiment_id).name
+        loaded[parent.info.run_id] = load_experiment(uri, name, parent.info.run_id)
+    results = loaded[parent.info.run_id]
+    evaluate = results.stages["evaluate"][-1]
+    below = client.search_runs([run.info.experiment_id], f"tags.`{PARENT_TAG}` = '{evaluate.info.run_id}'")
+    method_runs = {
+        below_run.data.tags[METHOD_TAG]: below_run for below_run in below if METHOD_TAG in below_run.data.tags
+    }
+    settings = {**parent.data.params, **_versions(parent)}
+    methods = tuple(str(method) for method in results.episodes["method"].unique())
+    if run.data.tags.get(STAGE_TAG) == METHOD_STAGE:
+        methods = (run.data.tags[METHOD_TAG],)
+        settings["method"] = methods[0]
+        settings.pop("methods", None)
+        if run.info.run_id not in {method_run.info.run_id for method_run in method_runs.values()}:
+            raise UserError(
+                f"run {run.info.run_id} lies below an evaluation that a newer one of its experiment replaced"
+            )
+    return _Training(run, methods, settings, _conditions(results), results, _costs(results, methods, method_runs))
+
+
+def _versions(run: Run) -> dict[str, str]:
+    """Return the versions that a run was made with: its tags but for those that identify and place it."""
+    return {
+        key.removeprefix("promptdiffuser.version."): value
+        for key, value in run.data.tags.items()
+        if key.startswith("promptdiffuser.version.") or not key.startswith(_OWN_TAGS)
+    }
+
+
+def _conditions(results: ExperimentResults) -> dict[str, str]:
+    summary = results.summary
+    return {
+        "family": summary["family"],
+        "test tasks": ", ".join(map(str, summary["test_tasks"])),
+        DATASET: summary["dataset_digest"],
+        "physics": _versions(results.parent).get("mujoco", NOT_RECORDED),
+        **{f"protocol: {key}": str(value) for key, value in flatten(summary["protocol"])},
+    }
+
+
+def _costs(results: ExperimentResults, methods: Sequence[str], method_runs: Mapping[str, Run]) -> pd.DataFrame:
+    seconds = results.metrics[results.metrics["key"] == "time/seconds"].groupby("run")["value"].last()
+    rows = {}
+    for method in methods:
+        summary = results.summary["methods"][method]
+        logged = method_runs[method].data.metrics if method in method_runs else {}
+        trained = {"time/pretrain_s": "pretrain", "time/diffuser_s": _DIFFUSER + method}
+        rows[method] = {
+            **{key: seconds[run] for key, run in trained.items() if run in seconds},
+            **{key: summary[name] for key, name in _SUMMARY_COSTS.items() if name in summary},
+            **{key: value for key, value in logged.items() if key.startswith(("time/", "cost/"))},
+        }
+    return pd.DataFrame.from_dict(rows, orient="index", dtype="float64").rename_axis("method")
+
+
+def _configuration(training: _Training) -> tuple[Any, ...]:
+    """Return what makes trainings one configuration: all but the seed and the dataset collected with it."""
+    same = [
+        {key: value for key, value in values.items() if key not in (SEED, DATASET)}
+        for values in (training.settings, training.conditions)
+    ]
+    return (training.methods, *(frozenset(values.items()) for values in same))
+
+
+def _distinct_seeds(groups: Iterator[list[_Training]] | Any) -> Iterator[list[_Training]]:
+    """Take apart what only looks like several trainings: one that was run again is a side of its own."""
+    for group in groups:
+        if len({training.settings.get(SEED) for training in group}) == len(group):
+            yield group
+        else:
+            yield from ([training] for training in group)
+
+
+def _side(name: str, group: list[_Training]) -> Side:
+    first = group[0]
+    seeds = [str(training.settings.get(SEED, index)) for index, training in enumerate(group)]
+    title = f"{first.results.name}: {first.results.parent.info.run_name}"
+    if len(first.methods) == 1:
+        title += f", {first.methods[0]}"
+    if len(group) > 1:
+        title += f", {len(group)} trainings"
+
+    def every(key: str, values: Sequence[str]) -> str:
+        """Return what all trainings have in common, else the value of each."""
+        return values[0] if len(set(values)) == 1 else ", ".join(values)
+
+    def joined(which: str) -> dict[str, str]:
+        return {key: every(key, [getattr(training, which)[key] for training in group]) for key in getattr(first, which)}
+
+    curves = pd.concat(
+        [training.results.metrics.assign(training_seed=seed) for training, seed in zip(group, seeds, strict=True)]
+    )
+    others = set(curves["run"]) - {_DIFFUSER + method for method in first.methods}
+    of_other_methods = {run for run in others if str(run).startswith(_DIFFUSER)}
+    is_curve = curves["key"].str.startswith(TRAINING_PREFIXES) & ~curves["run"].isin(of_other_methods)
+    return Side(
+        name=name,
+        title=title,
+        runs=tuple(training.run for training in group),
+        settings=joined("settings"),
+        conditions=joined("conditions"),
+        episodes=pd.concat(
+            [_episodes(training, seed) for training, seed in zip(group, seeds, strict=True)], ignore_index=True
+        ),
+        costs=pd.concat([training.costs for training in group]).groupby("method", sort=False).mean(),
+        curves=curves[is_curve].reset_index(drop=True),
+        task_labels=first.results.summary["tasks"],
+    )
+
+
+def _episodes(training: _Training, seed: str) -> pd.DataFrame:
+    episodes = scored_episodes(training.results)
+    own = episodes[episodes["method"].isin(training.methods)]
+    return own if "training_seed" in own else own.assign(training_seed=seed)
