@@ -3,8 +3,9 @@
     python -m analysis.compare RUN_A RUN_B
     python -m analysis.compare "tags.`promptdiffuser.method` = 'prompt-diffuser' and params.seed = '0'"
 
-A run is a whole experiment, whose methods are compared one by one, or one method of an experiment. Every run is compared
-with the first. In a script: `compare(uri, [run_a, run_b])`.
+A run is a whole experiment, whose methods are compared one by one, or one method of an experiment. Every run is
+compared with the first; runs that differ in nothing but the seed count as trainings of one. In a script:
+`compare(uri, [run_a, run_b])`.
 """
 
 import sys
@@ -21,7 +22,7 @@ from rich.table import Table
 
 from analysis import page
 from analysis.aggregates import probability_of_improvement
-from analysis.evidence import UNITS
+from analysis.evidence import UNITS, columns_of
 from analysis.intervals import Interval
 from analysis.pairs import PairedDifference, mean_return, paired_difference
 from analysis.scores import run_scores
@@ -53,27 +54,30 @@ class Pair:
     @property
     def verdict(self) -> str:
         """What the numbers allow to say, in words."""
-        paired = self.difference
-        sign = 1 if paired.on_these_tasks.estimate >= 0 else -1
-        better, worse = (self.side.name, self.reference.name)[::sign]
-        wins = int((sign * paired.per_task > 0).sum())
-        shown, elsewhere = (_turned(i, sign) for i in (paired.on_these_tasks, paired.on_tasks_like_these))
-        chance = self.chance if sign > 0 else _turned(self.chance, -1, about=1.0)
-        numbers = (
-            f"difference {_signed(shown)}, probability of improvement {page.number(chance.estimate)} "
-            f"{page.bounds(chance)}"
-        )
+        paired, names = self.difference, (self.side.name, self.reference.name)
         about = f"{self.method}: " if self.method == self.reference_method else ""
         if (paired.per_task == 0).all():
-            return f"{about}{self.side.name} and {self.reference.name} do not differ in any of {paired.num_tasks} tasks"
+            return f"{about}{names[0]} and {names[1]} have equal returns on all {paired.num_tasks} tasks"
+        # Seen from whichever is ahead.
+        ahead = paired.on_these_tasks.estimate >= 0
+        better, worse = names if ahead else names[::-1]
+        wins = int(((paired.per_task if ahead else -paired.per_task) > 0).sum())
         tasks = f"on {wins} of {paired.num_tasks} tasks"
+        here, elsewhere = (
+            interval if ahead else _mirrored(interval, 0.0)
+            for interval in (paired.on_these_tasks, paired.on_tasks_like_these)
+        )
+        chance = self.chance if ahead else _mirrored(self.chance, 1.0)
+        numbers = (
+            f"difference {page.number(here.estimate)} {page.bounds(here)}, "
+            f"probability of improvement {page.number(chance.estimate)} {page.bounds(chance)}"
+        )
         if paired.resampled is None:
-            return f"{about}{better} is higher than {worse} {tasks}; {numbers}: one episode a task settles nothing"
+            return f"{about}{better} is higher than {worse} {tasks}; {numbers}; one episode a task settles nothing"
         if not paired.settled:
-            return f"{about}{better} and {worse} are not told apart ({better} is higher {tasks}; {numbers})"
-        if elsewhere.excludes(0):
-            return f"{about}{better} is better than {worse} {tasks}; {numbers}"
-        return f"{about}{better} is better than {worse} {tasks}; {numbers}; on tasks like these {page.bounds(elsewhere)} leaves it open"
+            return f"{about}{better} and {worse} are not told apart; {better} is higher {tasks}; {numbers}"
+        limit = "" if elsewhere.excludes(0) else f"; on tasks like these {page.bounds(elsewhere)} leaves it open"
+        return f"{about}{better} is better than {worse} {tasks}; {numbers}{limit}"
 
 
 @dataclass(frozen=True)
@@ -97,19 +101,16 @@ class Comparison:
 
     @property
     def returns(self) -> pd.DataFrame:
-        """One row a side and method: return and its 95 % interval, normalised score, share solved, episodes, trainings."""
+        """One row a side and method: return, its 95 % interval, normalised score, success, episodes, trainings."""
         rows = []
         for side in self.sides:
             for method in side.methods:
                 own = side.of_method(method)
-                mean = mean_return(_comparable(own))
                 rows.append(
                     {
                         "side": side.name,
                         "method": method,
-                        "return": mean.estimate,
-                        "return_low": mean.low,
-                        "return_high": mean.high,
+                        **columns_of("return", mean_return(_comparable(own))),
                         "normalised": own.groupby("task")["score"].mean().mean(),
                         "success": own.groupby("task")["success"].mean().mean() if "success" in own else np.nan,
                         "episodes": len(own),
@@ -203,10 +204,8 @@ def compare(uri: str, selections: Sequence[str], force: bool = False) -> Compari
     for side in others:
         matched = _matched(side, reference)
         if not matched:
-            raise UserError(
-                f"{side.name} ({', '.join(side.methods)}) and {reference.name} ({', '.join(reference.methods)}) have no "
-                "method in common; name the runs of two methods to compare those"
-            )
+            names = " and ".join(f"{one.name} ({', '.join(one.methods)})" for one in (side, reference))
+            raise UserError(f"{names} have no method in common; name the runs of two methods to compare those")
         for method, reference_method in matched:
             try:
                 pairs.append(_pair(side, reference, method, reference_method))
@@ -257,15 +256,9 @@ def _unequal(values: dict[str, dict[str, str]]) -> pd.DataFrame:
     return frame[frame.nunique(axis=1) > 1].sort_index()
 
 
-def _turned(interval: Interval, sign: int, about: float = 0.0) -> Interval:
-    """Return the interval seen from the other side."""
-    if sign > 0:
-        return interval
-    return Interval(about - interval.estimate, about - interval.high, about - interval.low)
-
-
-def _signed(interval: Interval) -> str:
-    return f"{page.number(interval.estimate)} {page.bounds(interval)}"
+def _mirrored(interval: Interval, total: float) -> Interval:
+    """Return the interval as the other side sees it; the two estimates add up to `total`."""
+    return Interval(total - interval.estimate, total - interval.high, total - interval.low)
 
 
 def write_comparison(comparison: Comparison, uri: str, folder: Path) -> Path:

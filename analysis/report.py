@@ -69,8 +69,7 @@ def report_tables(results: ExperimentResults) -> dict[str, pd.DataFrame | str]:
     """Return what the report shows by name, each a frame or the reason why there is none.
 
     methods: what evaluate concluded; tasks: mean return by method and task; scores, differences, variance: see
-    `analysis.evidence`; curves: metrics of training; inside: what the prompts of diffusers are like, where it was looked
-    at.
+    `analysis.evidence`; curves: metrics of training; inside: measures of the prompts that diffusers make.
     """
     methods = pd.DataFrame.from_dict(results.summary["methods"], orient="index").rename_axis("method")
     per_task = methods["per_task"].apply(pd.Series)

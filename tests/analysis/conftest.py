@@ -1,6 +1,7 @@
 """A small experiment in a real MLflow store. Every number in it is made up here; none was measured."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,11 @@ class SyntheticExperiment:
     summary: dict[str, Any]
 
 
-def make_episodes(rng: np.random.Generator) -> pd.DataFrame:
+def make_episodes(rng: np.random.Generator, means: Mapping[str, float] = MEANS) -> pd.DataFrame:
     """Return 3 tasks x 2 prompts x 3 episodes for each method, around its made-up mean."""
     rows = [
         (method, task, prompt, episode, episode, mean - task + 3.0 * rng.normal(), 200, False, 0.1)
-        for method, mean in MEANS.items()
+        for method, mean in means.items()
         for task in TASKS
         for prompt in range(2)
         for episode in range(3)
@@ -127,6 +128,50 @@ def experiment(tracker: Callable[[str], Tracker], tmp_path_factory: pytest.TempP
     evaluate.finish()
     parent.finish()
     return SyntheticExperiment(store.uri, name, parent.run_id, summary)
+
+
+def log_experiment(
+    store: Tracker,
+    folder: Path,
+    settings: Mapping[str, Any],
+    means: Mapping[str, float],
+    summary: Mapping[str, Any] | None = None,
+    mujoco: str = "3.3.0",
+) -> dict[str, str]:
+    """Log an evaluated experiment with a run a method below its evaluate run; return the ids by method, and "all".
+
+    Args:
+        store: Experiment of the store.
+        folder: Where its files are written first.
+        settings: Parameters of the experiment, with its seed.
+        means: Mean return by method.
+        summary: Entries of summary.json that are not as always.
+        mujoco: Version that it ran with.
+    """
+    identity = hashlib.sha256(repr((settings, summary, mujoco)).encode()).hexdigest()
+    tags = {"promptdiffuser.stage": "experiment", "mujoco": mujoco}
+    parent = store.run("tried", identity, None, tags)
+    parent.log_params(settings)
+    for stage, name in (("pretrain", "pretrain"), ("train-diffuser", "diffuser-prompt-diffuser")):
+        log = store.run(name, f"{identity}-{stage}", parent, {"promptdiffuser.stage": stage})
+        log.log_history([{"step": step, "train/loss": 1 / step} for step in range(1, 6)])
+        log.log_metrics({"time/seconds": 60.0})
+        log.finish()
+    evaluate = store.run("evaluate", f"{identity}-evaluate", parent, {"promptdiffuser.stage": "evaluate"})
+    rng = np.random.default_rng(int(settings["seed"]))
+    episodes = make_episodes(rng, means)
+    written = make_summary(folder.name, episodes) | dict(summary or {})
+    write_results(evaluate, folder, episodes, make_prompts(rng), written)
+    ids = {"all": parent.run_id}
+    for method in means:
+        tags = {"promptdiffuser.stage": "method", "promptdiffuser.method": method}
+        log = store.run(method, f"{identity}-{method}", evaluate, tags)
+        log.log_metrics({"test/return": written["methods"][method]["mean"], "cost/gradient_steps": 300.0})
+        log.finish()
+        ids[method] = log.run_id
+    evaluate.finish()
+    parent.finish()
+    return ids
 
 
 def write_results(
