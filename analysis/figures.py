@@ -38,7 +38,7 @@ _METHOD_MARKERS = {"prompt-dt": "o", "other-task-prompt": "s", "prompt-diffuser"
 _RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#c0699a", "#c77c00", "#2f8fce", "#56616f", "#8c6d31")
 
 _INK = "#1f2933"
-_QUIET_INK = "#616e7c"
+QUIET_INK = "#616e7c"
 _GRID = "#e4e7eb"
 WIDTH_INCHES = 9.6
 _SMOOTHED_FROM = 100
@@ -77,13 +77,13 @@ def learning_curves(metrics: pd.DataFrame) -> Figure:
         if _spans_decades(points["value"]):
             axes.set_yscale("log")
         style_axes(axes, f"{stage}: {str(key).partition('/')[2]}")
-        axes.set_xlabel("step", color=_QUIET_INK)
+        axes.set_xlabel("step", color=QUIET_INK)
         if points["run"].nunique() > 1:
             axes.legend(frameon=False, fontsize=7)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     if not panels:
-        figure.text(0.5, 0.5, "No training metrics were logged.", ha="center", color=_QUIET_INK)
+        figure.text(0.5, 0.5, "No training metrics were logged.", ha="center", color=QUIET_INK)
     return figure
 
 
@@ -120,7 +120,7 @@ def returns_per_task(episodes: pd.DataFrame, labels: Mapping[str, str]) -> Figur
         axes.axvline(boundary - 0.5, color=_GRID, linewidth=0.8)
     axes.set_xticks(range(len(tasks)), [_task_label(task, labels) for task in tasks])
     axes.set_xlim(-0.5, len(tasks) - 0.5)
-    axes.set_ylabel("return", color=_QUIET_INK)
+    axes.set_ylabel("return", color=QUIET_INK)
     style_axes(axes)
     axes.grid(False, axis="x")
     figure.legend(loc="outside upper left", ncols=len(methods), frameon=False, fontsize=9, handletextpad=0.2)
@@ -147,9 +147,9 @@ def performance_profiles(scores: Mapping[str, NDArray[np.float64]]) -> Figure:
             axes.plot(thresholds, profile.share_T, color=colours[method], linewidth=1.8, label=method_label(method))
         axes.set_xlim(start, high)
         axes.set_ylim(0, 1.02)
-        axes.set_xlabel("normalised score", color=_QUIET_INK)
+        axes.set_xlabel("normalised score", color=QUIET_INK)
         style_axes(axes)
-    whole.set_ylabel("share of runs above it", color=_QUIET_INK)
+    whole.set_ylabel("share of runs above it", color=QUIET_INK)
     figure.legend(
         handles=whole.lines, loc="outside upper left", ncols=len(methods), frameon=False, fontsize=9, handletextpad=0.4
     )
@@ -185,8 +185,8 @@ def prompt_plane(prompts: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
             own["x"], own["y"], s=24, c=own["task"].map(colours), marker=_marker(method, methods), lw=0, alpha=0.9
         )
         style_axes(axes, method_label(method))
-        axes.set_xlabel(f"component 1 ({shares[0]:.0%} of variance)", color=_QUIET_INK)
-        axes.set_ylabel(f"component 2 ({shares[1]:.0%})", color=_QUIET_INK)
+        axes.set_xlabel(f"component 1 ({shares[0]:.0%} of variance)", color=QUIET_INK)
+        axes.set_ylabel(f"component 2 ({shares[1]:.0%})", color=QUIET_INK)
         axes.label_outer()
     for axes in grid[len(methods) :]:
         axes.set_axis_off()
@@ -235,8 +235,8 @@ def _plane_legend(tasks: Sequence[int], colours: Mapping[int, str], labels: Mapp
         return Line2D([], [], linestyle="none", markersize=6, label=label, **style)
 
     kinds = [
-        handle("expert prompt", marker="o", markerfacecolor="none", color=_QUIET_INK),
-        handle("prompt of the method", marker="o", color=_QUIET_INK),
+        handle("expert prompt", marker="o", markerfacecolor="none", color=QUIET_INK),
+        handle("prompt of the method", marker="o", color=QUIET_INK),
     ]
     return kinds + [handle(_task_label(task, labels, ", "), marker="o", color=colours[task]) for task in tasks]
 
@@ -258,4 +258,4 @@ def style_axes(axes: Axes, title: str = "") -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_GRID)
-    axes.tick_params(which="both", colors=_QUIET_INK, labelsize=8, length=0)
+    axes.tick_params(which="both", colors=QUIET_INK, labelsize=8, length=0)

@@ -134,7 +134,12 @@ def image(figure: Figure, description: str) -> str:
 def run_link(uri: str, run: Run, label: str = "") -> str:
     """Return a link to a run's page in MLflow, with the run's id if it has no label."""
     info = run.info
-    return link(f"{server(uri)}/#/experiments/{info.experiment_id}/runs/{info.run_id}", label or info.run_id)
+    return link(run_address(uri, info.experiment_id, info.run_id), label or info.run_id)
+
+
+def run_address(uri: str, experiment_id: str, run_id: str) -> str:
+    """Return the address of a run's page in MLflow."""
+    return f"{server(uri)}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
 def link(address: str, label: str) -> str:
