@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import pandas as pd
 import tyro
 from rich.console import Console
@@ -101,7 +100,7 @@ class Comparison:
 
     @property
     def returns(self) -> pd.DataFrame:
-        """One row a side and method: return, its 95 % interval, normalised score, success, episodes, trainings."""
+        """One row a side and method: return, its 95 % interval, normalised score, success where known, size."""
         rows = []
         for side in self.sides:
             for method in side.methods:
@@ -112,7 +111,7 @@ class Comparison:
                         "method": method,
                         **columns_of("return", mean_return(_comparable(own))),
                         "normalised": own.groupby("task")["score"].mean().mean(),
-                        "success": own.groupby("task")["success"].mean().mean() if "success" in own else np.nan,
+                        **({"success": own.groupby("task")["success"].mean().mean()} if "success" in own else {}),
                         "episodes": len(own),
                         "trainings": own["training_seed"].nunique(),
                     }

@@ -79,7 +79,7 @@ def report_tables(results: ExperimentResults) -> dict[str, pd.DataFrame | str]:
         "tasks": per_task.rename(columns="task {}".format),
         **evidence(scored_episodes(results)),
         "curves": results.metrics,
-        "inside": inside_table(results.inside),
+        **({"inside": inside_table(results.inside)} if results.inside else {}),
     }
 
 

@@ -172,7 +172,7 @@ def _conditions(results: ExperimentResults) -> dict[str, str]:
 
 
 def _costs(results: ExperimentResults, methods: Sequence[str], method_runs: Mapping[str, Run]) -> pd.DataFrame:
-    seconds = results.metrics[results.metrics["key"] == "time/seconds"].groupby("run")["value"].last()
+    seconds = results.metrics[results.metrics["key"] == "time/stage_s"].groupby("run")["value"].last()
     rows = {}
     for method in methods:
         summary = results.summary["methods"][method]
@@ -244,4 +244,6 @@ def _side(name: str, group: list[_Training]) -> Side:
 def _episodes(training: _Training, seed: str) -> pd.DataFrame:
     episodes = scored_episodes(training.results)
     own = episodes[episodes["method"].isin(training.methods)]
+    if not training.results.summary["has_success"]:
+        own = own.drop(columns="success", errors="ignore")  # where a family says nothing of it, 0 would be a lie
     return own if "training_seed" in own else own.assign(training_seed=seed)

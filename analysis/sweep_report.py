@@ -263,8 +263,8 @@ def _importance_html(importance: pd.DataFrame | str) -> tuple[str, str]:
         for row in importance.itertuples()
     ]
     note = (
-        "Shares of the variance of a random forest's prediction (Sobol's first-order and total indices). The forest "
-        f"explains {page.percent(importance.attrs['explained'], 0)} of the variance of trials that it has not seen; near "
+        "Shares of the variance of what a random forest predicts (Sobol's first-order and total indices). It "
+        f"explains {page.percent(importance.attrs['explained'], 0)} of the variance of trials it has not seen; near "
         "0\u00a0% these shares mean nothing. Trials stopped early count with their last score."
     )
     alt = "Bars: share of variance of each field, alone and with interactions"

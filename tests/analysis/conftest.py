@@ -149,13 +149,13 @@ def log_experiment(
         mujoco: Version that it ran with.
     """
     identity = hashlib.sha256(repr((settings, summary, mujoco)).encode()).hexdigest()
-    tags = {"promptdiffuser.stage": "experiment", "mujoco": mujoco}
+    tags = {"promptdiffuser.stage": "experiment", "promptdiffuser.version.mujoco": mujoco}
     parent = store.run("tried", identity, None, tags)
     parent.log_params(settings)
     for stage, name in (("pretrain", "pretrain"), ("train-diffuser", "diffuser-prompt-diffuser")):
         log = store.run(name, f"{identity}-{stage}", parent, {"promptdiffuser.stage": stage})
         log.log_history([{"step": step, "train/loss": 1 / step} for step in range(1, 6)])
-        log.log_metrics({"time/seconds": 60.0})
+        log.log_metrics({"time/stage_s": 60.0})
         log.finish()
     evaluate = store.run("evaluate", f"{identity}-evaluate", parent, {"promptdiffuser.stage": "evaluate"})
     rng = np.random.default_rng(int(settings["seed"]))
