@@ -4,6 +4,7 @@ Axes: B rows.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ import torch
 from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.learning.diffuser import DiffuserLearning
 from promptdiffuser.learning.engine import FlatParameters
+from promptdiffuser.learning.model_folders import load_diffuser
 from promptdiffuser.learning.trainings import DiffuserTraining, make_resident
+from promptdiffuser.tasks import get_family
 from tests.learning.workers import shares_of_one_and_of_two_workers
 
-CPU = torch.device("cpu")
+CPU, FAMILY = torch.device("cpu"), get_family("cheetah-vel")
 
 
 def with_guidance(training: DiffuserTraining, dropout: float, weight: float = 1.0, **options: str) -> DiffuserTraining:
@@ -82,3 +85,23 @@ def test_generation_goes_beyond_the_conditional_prompt(diffuser_training: Diffus
     expected = states[0.0] + 3 * (states[1.0] - states[0.0])
     torch.testing.assert_close(states[3.0], expected, atol=1e-4, rtol=1e-4)
     assert (states[3.0] - states[1.0]).abs().max() > 1e-2
+
+
+def test_what_stands_for_no_condition_is_learned_and_saved(
+    diffuser_training: DiffuserTraining, episodes: Episodes, tmp_path: Path
+) -> None:
+    """It learns from the hidden rows of the denoising loss, and where generation is guided from L_DT as well."""
+    training = with_guidance(diffuser_training, 0.5, 2.0, null_condition="learned")
+    task = learning(training, episodes)
+    task.model.absent_C.data.normal_(generator=torch.Generator().manual_seed(0))
+    prompts, noise_BX = task.pool.prompts, torch.randn(12, 54, generator=torch.Generator().manual_seed(0))
+    shown_B, step_B = torch.arange(12) % 2 > 0, torch.arange(12) % 3
+    losses_B = task.diffuser.denoising_loss(prompts, task.pool.transitions, step_B, noise_BX, shown_B)
+    x_BX = task.diffuser.diffusion.noised(task.diffuser.space.encode(prompts), step_B, noise_BX)
+    predicted_BX = task.model(x_BX, step_B, task.model.absent_C.expand(12, -1))
+    torch.testing.assert_close(losses_B[~shown_B], (predicted_BX - noise_BX).square().mean(1)[~shown_B])
+    flat = FlatParameters(task.model)
+    for gradient in task.share(flat, 0).gradients_GP:
+        assert (flat.views(gradient)["absent_C"] != 0).all()
+    training.save(tmp_path / "model", task, dict(task.model.named_parameters()))
+    assert torch.equal(load_diffuser(tmp_path / "model", FAMILY, CPU).denoiser.absent_C, task.model.absent_C)

@@ -137,6 +137,30 @@ def test_guidance_goes_from_the_absent_condition_through_the_real_one(denoiser: 
         torch.testing.assert_close(guided.guided(x_BX, step_B, condition_BC), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("transition_features", [0, 27])
+def test_a_learned_absent_condition_has_a_parameter_for_each_number_of_a_condition(transition_features: int) -> None:
+    """It is drawn from nothing, so all other initial weights are those of the network without it."""
+    options = {"condition_dropout": 0.2, "condition_weight": 1.5}
+    zeros, learned = (
+        build(transition_features, null_condition=kind, **options).state_dict() for kind in ("zeros", "learned")
+    )
+    absent_C = learned.pop("absent_C")
+    assert torch.equal(absent_C, torch.zeros(Y + (32 if transition_features else 0)))
+    assert all(torch.equal(learned.pop(name), value) for name, value in zeros.items())
+    assert not learned
+
+
+def test_guidance_starts_from_the_learned_absent_condition(denoiser: Denoiser) -> None:
+    options = {"condition_dropout": 0.1, "condition_weight": 2.5, "null_condition": "learned"}
+    guided = build(architecture=denoiser.config.architecture, **options)
+    guided.absent_C.copy_(normal(Y + 32, seed=5))
+    x_BX, step_B = normal(3, X), torch.tensor([0, 2, 4])
+    condition_BC = denoiser.condition(normal(3, Y, seed=2), normal(3, M, F, seed=1))
+    conditional, absent = denoiser(x_BX, step_B, condition_BC), denoiser(x_BX, step_B, guided.absent_C.expand(3, -1))
+    expected = -1.5 * absent + 2.5 * conditional
+    torch.testing.assert_close(guided.guided(x_BX, step_B, condition_BC), expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("values", "named"),
     [
@@ -146,6 +170,8 @@ def test_guidance_goes_from_the_absent_condition_through_the_real_one(denoiser: 
         ({"condition_dropout": -0.1}, "condition_dropout must be at least 0 and below 1, got -0.1"),
         ({"condition_dropout": 0.2, "condition_weight": -1.0}, "condition_weight must not be negative .* got -1.0"),
         ({"condition_weight": 1.2}, r"condition_weight 1\.2 needs a denoiser\.condition_dropout above 0"),
+        ({"null_condition": "ones"}, "null_condition must be zeros or learned, got 'ones'"),
+        ({"null_condition": "learned"}, r"null_condition learned needs a denoiser\.condition_dropout above 0"),
     ],
 )
 def test_impossible_choice_is_refused_by_name(values: dict[str, Any], named: str) -> None:

@@ -78,7 +78,8 @@ class Diffuser:
 
         Rows where `shown_B` is False are predicted without their condition.
         """
-        condition_BC = self.denoiser.condition(self.space.condition(prompts), transitions_BMF) * shown_B[:, None]
+        condition_BC = self.denoiser.condition(self.space.condition(prompts), transitions_BMF)
+        condition_BC = self.denoiser.hidden_but(shown_B, condition_BC)
         x0_BX = self.space.encode(prompts)
         predicted_BX = self.denoiser(self.diffusion.noised(x0_BX, step_B, noise_BX), step_B, condition_BC)
         predicted_BX = predicted_BX.to(x0_BX.dtype)

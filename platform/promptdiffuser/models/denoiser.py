@@ -7,7 +7,8 @@ not say whether it is flattened or treated step by step. The transformer, with a
 
 Classifier-free guidance (Ho & Salimans 2022): a share of the training is without the condition, and generation goes
 from the prediction without it beyond the one with it. The absent condition is zeros, as in Decision Diffuser and
-CleanDiffuser; no real condition is, as its timesteps are not all 0.
+CleanDiffuser (no real condition is, as its timesteps are not all 0), or learned, as the label that stands for none in
+DiT (Peebles & Xie 2023; facebookresearch/DiT, models.py `LabelEmbedder`).
 
 Axes: B rows, P prompt steps, S features of a step, X = P S features of a flattened prompt, Y features of the condition,
 M context transitions, F their features, C features of the condition with the context, E of the noise level and C.
@@ -47,6 +48,8 @@ class DenoiserConfig:
     """Width of the task context's encoder."""
     condition_dropout: float = 0.0
     """Probability that a prompt in the denoising loss is shown without its condition; Decision Diffuser has 0.25."""
+    null_condition: Literal["zeros", "learned"] = "zeros"
+    """What stands for an absent condition: zeros, or numbers that are learned with the network and start as zeros."""
     condition_weight: float = 1.0
     """Weight w of classifier-free guidance: generation follows absent + w (conditional - absent). 1 is no guidance and
     costs one evaluation instead of two, 0 ignores the condition; Decision Diffuser has 1.2."""
@@ -69,6 +72,13 @@ class DenoiserConfig:
         if not 0 <= self.condition_weight < math.inf:
             raise ValueError(
                 f"denoiser.condition_weight must not be negative and must be finite, got {self.condition_weight}"
+            )
+        if self.null_condition not in ("zeros", "learned"):
+            raise ValueError(f"denoiser.null_condition must be zeros or learned, got {self.null_condition!r}")
+        if self.null_condition == "learned" and self.condition_dropout == 0:
+            raise ValueError(
+                "denoiser.null_condition learned needs a denoiser.condition_dropout above 0, such as 0.25: without it "
+                "no prompt is shown without its condition, and there is nothing to learn it from"
             )
         if self.condition_weight != 1 and self.condition_dropout == 0:
             raise ValueError(
@@ -172,6 +182,9 @@ ARCHITECTURES: dict[str, Callable[[DenoiserConfig, PromptShape, int], nn.Module]
 class Denoiser(nn.Module):
     """Predicts x0, noise or a mixture of a flattened prompt from the condition y and, if built so, a task context."""
 
+    absent_C: Tensor
+    """What stands for no condition."""
+
     def __init__(
         self, config: DenoiserConfig, prompt_shape: PromptShape, condition_features: int, transition_features: int
     ) -> None:
@@ -180,10 +193,14 @@ class Denoiser(nn.Module):
         self.config = config
         self.embed_level = NoiseLevelEmbedding(config.time_features)
         self.encode_context = ContextEncoder(transition_features, config) if transition_features else None
-        level_and_condition = config.time_features
-        level_and_condition += condition_features if config.sees_returns_and_times else 0
-        level_and_condition += config.context_features if transition_features else 0
-        self.network = ARCHITECTURES[config.architecture](config, prompt_shape, level_and_condition)
+        num_condition = condition_features if config.sees_returns_and_times else 0
+        num_condition += config.context_features if transition_features else 0
+        self.network = ARCHITECTURES[config.architecture](config, prompt_shape, config.time_features + num_condition)
+        if config.null_condition == "learned":
+            self.absent_C = nn.Parameter(torch.zeros(num_condition))
+        else:
+            # Known without a file, and folders from before there was a choice have none.
+            self.register_buffer("absent_C", torch.zeros(num_condition), persistent=False)
 
     def condition(self, y_BY: Tensor, transitions_BMF: Tensor) -> Tensor:
         """Join y and the encoded context; computed once a prompt, not once a denoising step."""
@@ -192,8 +209,12 @@ class Denoiser(nn.Module):
             return seen_BY
         return torch.cat([seen_BY, self.encode_context(transitions_BMF)], dim=-1)
 
+    def hidden_but(self, shown_B: Tensor, condition_BC: Tensor) -> Tensor:
+        """Return the condition (B, C) with that of the rows where `shown_B` is False taken away."""
+        return torch.where(shown_B[:, None], condition_BC, self.absent_C.to(condition_BC.dtype))
+
     def forward(self, noised_BX: Tensor, step_B: Tensor, condition_BC: Tensor) -> Tensor:
-        """Return the prediction (B, X); a condition of zeros stands for none."""
+        """Return the prediction (B, X)."""
         predicted: Tensor = self.network(torch.cat([noised_BX, self.embed_level(step_B), condition_BC], dim=-1))
         return predicted
 
@@ -205,7 +226,7 @@ class Denoiser(nn.Module):
         if self.config.condition_weight == 1:
             conditional_BX: Tensor = self(noised_BX, step_B, condition_BC)
             return conditional_BX
-        both_BC = torch.cat([condition_BC, torch.zeros_like(condition_BC)])
+        both_BC = torch.cat([condition_BC, self.absent_C.to(condition_BC.dtype).expand_as(condition_BC)])
         both_BX: Tensor = self(noised_BX.repeat(2, 1), step_B.repeat(2), both_BC)
         conditional_BX, absent_BX = both_BX.chunk(2)
         return absent_BX + self.config.condition_weight * (conditional_BX - absent_BX)
