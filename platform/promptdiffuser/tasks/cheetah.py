@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 from gymnasium.spaces import Box
+from numpy.typing import NDArray
 
 from promptdiffuser.tasks.family import Floats, LearnedExpert
 from promptdiffuser.tasks.mujoco_env import Doubles, MujocoTaskEnv, Outcome
@@ -48,6 +49,15 @@ class CheetahEnv(MujocoTaskEnv, HalfCheetahEnv):
 
     def place(self) -> Doubles:
         return self.data.qpos[:1]  # type: ignore[no-any-return]
+
+    def restore(self, observation_S: NDArray[Any]) -> None:
+        """Begin at the state that an observation shows.
+
+        The torso's position is observed as MuJoCo leaves it, one substep of its Euler integrator behind the joints.
+        """
+        super().restore(observation_S)
+        substep = self.model.opt.timestep * self.data.qvel[0]
+        self.data.qpos[0] = observation_S[PROPRIOCEPTION_DIM] + substep
 
     def readings(self) -> tuple[Doubles, ...]:
         return self.data.qpos[1:], self.data.qvel, self.data.body("torso").xpos

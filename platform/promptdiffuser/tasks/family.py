@@ -34,8 +34,15 @@ class BatchStep:
 class TaskEnv(gymnasium.Env[Floats, Floats]):
     """An environment of a family: made for one task, it can become any other without being made again."""
 
+    observation_is_state = False
+    """Whether an observation says all that the next step and its reward depend on, besides the task."""
+
     def set_task(self, task: int) -> None:
         """Become another task; takes effect with the next `reset`."""
+        raise NotImplementedError
+
+    def restore(self, observation_S: NDArray[Any]) -> None:
+        """Begin at the state that an observation shows; for environments whose observation is the state."""
         raise NotImplementedError
 
     @property

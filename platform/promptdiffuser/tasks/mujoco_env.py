@@ -48,8 +48,12 @@ class Outcome:
 
 
 class MujocoTaskEnv(MujocoEnv, TaskEnv):
-    """A MuJoCo environment of a family; a subclass is a gymnasium environment that knows `place` and `outcome`."""
+    """A MuJoCo environment of a family; a subclass is a gymnasium environment that knows `place` and `outcome`.
 
+    Its observation begins with the positions, but for the coordinates of `place`, and the velocities.
+    """
+
+    observation_is_state = True
     uses_contact_forces = False
     """Whether `readings` holds forces, which MuJoCo computes when asked alone."""
 
@@ -78,6 +82,20 @@ class MujocoTaskEnv(MujocoEnv, TaskEnv):
             actions_BA: The actions taken.
         """
         raise NotImplementedError
+
+    def restore(self, observation_S: NDArray[Any]) -> None:
+        """Begin at the state that an observation shows.
+
+        The world is the same at every place, so where the observation hides it the robot stands at the origin. What
+        MuJoCo keeps to start its solvers from is not observed: steps agree to the solvers' tolerance. Velocities that
+        the observation clips are begun with as clipped.
+        """
+        num_hidden = len(self.place())
+        hidden, shown = np.zeros(num_hidden), self.model.nq - num_hidden
+        mujoco.mj_resetData(self.model, self.data)
+        self.set_state(
+            np.concatenate([hidden, observation_S[:shown]]), observation_S[shown : shown + self.model.nv].astype(float)
+        )
 
     @property
     def diverged(self) -> bool:
