@@ -13,6 +13,7 @@ from typing import Any
 
 import pretrain
 import train_diffuser
+from inside import look_inside
 from workspace import JobOptions, Stage, StageRun, Workspace, fingerprint_of, run_job
 
 from promptdiffuser.distributed.adaptation import adapt_cells
@@ -31,6 +32,12 @@ class MethodPlan:
     method: str
     fingerprint: str
     cells: tuple[AdaptationCell, ...]
+
+    @property
+    def diffusers(self) -> dict[int, Path]:
+        """Target task -> folder of the diffuser that makes its prompts; nothing for methods without one."""
+        trained = {c.task: c.folder / "model" if c.few_shot_training else c.diffuser_folder for c in self.cells}
+        return {task: folder for task, folder in trained.items() if folder is not None}
 
 
 def plan(workspace: Workspace, name: str) -> MethodPlan:
@@ -84,6 +91,8 @@ def stage(workspace: Workspace) -> Stage:
             logs = [(cell, history_log(run, cell)) for cell in missing]
             for _ in adapt_cells(logs, num_gpus=min(1.0, cluster.gpus_per_worker)):
                 run.advance()
+        if models := {each.method: each.diffusers for each in plans if each.diffusers}:
+            look_inside(run, workspace, models)
 
     return Stage(
         "adapt",

@@ -7,6 +7,7 @@ import dataclasses
 
 import pretrain
 import torch
+from inside import look_inside
 from workspace import JobOptions, Stage, StageRun, Workspace, run_job
 
 from promptdiffuser.learning.engine import OptimisationConfig
@@ -34,6 +35,7 @@ def stage(workspace: Workspace, diffuser: str) -> Stage:
     def work(run: StageRun) -> None:
         validation = pretrain.validation_of(dataset, experiment, scored_by, training.backbone_folder)
         pretrain.train_with_ray(run, training, dataset, experiment, validation)
+        look_inside(run, workspace, {diffuser: dict.fromkeys(dataset.family.validation_tasks, run.folder / "model")})
 
     return Stage(
         f"diffuser-{diffuser}",

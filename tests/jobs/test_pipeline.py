@@ -16,6 +16,8 @@ from tests import tiny
 pytestmark = pytest.mark.ray
 FAMILY = FAMILIES["cheetah-vel"]
 STAGES = {"collect", "pretrain", "diffuser-prompt-diffuser-context", "few-shot", "evaluate"}
+INSIDE = {"diffuser-context": "context", "adapt": "prompt-diffuser-context"}
+"""Stages that look inside diffusers, and the name of one that they look at."""
 
 
 def test_every_stage_leaves_its_results(tiny_run: Path) -> None:
@@ -29,6 +31,11 @@ def test_every_stage_leaves_its_results(tiny_run: Path) -> None:
     assert summary["tasks"] == {str(task): FAMILY.label(task) for task in FAMILY.test_tasks}
     assert (summary["caution"], summary["has_success"]) == ("", False)
     assert summary["protocol"]["few_shot"] == {"episodes": 5, "quality": "expert", "returns": "any"}
+    for stage, name in INSIDE.items():
+        (inside,) = (tiny_run / "quickstart").glob(f"{stage}-*/prompts_inside.json")
+        measures = json.loads(inside.read_text())[name]
+        assert measures["task_chance"] == pytest.approx(1 / (len(FAMILY.train_tasks) + 5))
+        assert measures["judged_by_simulator"] == 1
     report = (tiny_run / "quickstart" / "report.html").read_text()
     assert f"{results['prompt-dt']['mean']:.2f}" in report
 
@@ -46,6 +53,7 @@ def test_mlflow_has_one_parent_and_a_child_a_stage(tiny_run: Path) -> None:
     assert steps[-1] == 60
     few_shot = [run for run in runs if run.data.tags["promptdiffuser.stage"] == "few-shot-task"]
     assert {run.data.tags["promptdiffuser.task"] for run in few_shot} == {"2", "7", "15", "23", "26"}
+    assert all(children[stage].data.metrics[f"inside/{name}/diversity"] > 0 for stage, name in INSIDE.items())
 
 
 def test_a_second_run_recognises_every_stage(tiny_run: Path) -> None:

@@ -29,6 +29,13 @@ class FewShotConfig:
 
     def choose(self, episodes: Episodes) -> Episodes:
         """Return the few-shot set out of all episodes of one task and quality, in their original order."""
+        return episodes.select(self._rows(episodes))
+
+    def others(self, episodes: Episodes) -> Episodes:
+        """Return the episodes that are not in the few-shot set."""
+        return episodes.select(np.setdiff1d(np.arange(len(episodes)), self._rows(episodes)))
+
+    def _rows(self, episodes: Episodes) -> NDArray[np.intp]:
         rows: NDArray[np.intp] = np.arange(len(episodes))
         if self.returns != "any":
             rows = np.argsort(episodes.returns, kind="stable")
@@ -38,4 +45,4 @@ class FewShotConfig:
             "middle": max(0, len(episodes) - self.episodes) // 2,
             "high": max(0, len(episodes) - self.episodes),
         }[self.returns]
-        return episodes.select(np.sort(rows[start : start + self.episodes]))
+        return np.sort(rows[start : start + self.episodes])

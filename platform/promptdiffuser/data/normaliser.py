@@ -75,6 +75,14 @@ class Normaliser:
         """Standardise rewards (...)."""
         return (rewards - self.reward_mean) / self.reward_std
 
+    def observations(self, states: Tensor) -> Tensor:
+        """Return normalised states (..., S) in the environment's units."""
+        return states * self.state_std + self.state_mean
+
+    def earned(self, rewards: Tensor) -> Tensor:
+        """Return standardised rewards (...) in the environment's units."""
+        return rewards * self.reward_std + self.reward_mean
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the statistics by name, for a safetensors file."""
         return {field.name: getattr(self, field.name) for field in fields(self)}

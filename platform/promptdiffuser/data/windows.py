@@ -132,6 +132,13 @@ class PromptPool:
         )
         return PromptPool(EpisodeIndex(pieces["task"], pieces["length"]), prompts.to(device), transitions.to(device))
 
+    def select(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "PromptPool":
+        """Return the pool of some episodes; ascending rows keep it grouped by task."""
+        index, kept = self.index, torch.from_numpy(rows).to(self.transitions.device)
+        return PromptPool(
+            EpisodeIndex(index.tasks[rows], index.lengths[rows]), self.prompts.select(kept), self.transitions[kept]
+        )
+
     def with_goals(self, goals_UG: Tensor) -> "PromptPool":
         """Return the pool with the goal of each episode's task in the place of its transitions."""
         tasks = torch.from_numpy(self.index.tasks).to(goals_UG.device)

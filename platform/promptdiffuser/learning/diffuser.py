@@ -10,6 +10,7 @@ U task ids, G numbers of a goal.
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -63,6 +64,17 @@ class Diffuser:
                 return self.denoiser.guided(x_BX, step_B, condition_BC)
 
         return self.space.decode(self.diffusion.sample(predict, noise_KBX), conditions)
+
+    @torch.no_grad()
+    def prompts_for(self, few_shot: PromptPool, num_prompts: int, *address: int | str) -> Segments:
+        """Generate prompts of the task of a few-shot set, which is their context; y comes from its episodes in turn."""
+        seen, num_episodes = self.seen(few_shot), len(few_shot.prompts)
+        noise_KBX = self.draw_noise(num_prompts, *address).to(few_shot.transitions.device)
+        return self.generate(
+            seen.prompts_at(np.arange(num_prompts) % num_episodes),
+            seen.contexts_at(np.tile(np.arange(num_episodes), (num_prompts, 1))),
+            noise_KBX,
+        )
 
     def reconstruct(self, prompts: Segments, transitions_BMF: Tensor, step_B: Tensor, noise_BX: Tensor) -> Segments:
         """Return what a single prediction of x0 makes of noised prompts, at a noise level of each; differentiable."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from promptdiffuser.data.plans import WindowPlan
+from promptdiffuser.data.windows import Segments
 from promptdiffuser.learning.backbone import squared_action_errors
 from promptdiffuser.learning.diffuser import DiffuserLearning
 from promptdiffuser.learning.engine import LearningTask
@@ -35,13 +36,19 @@ def held_out_loss(learning: DiffuserLearning, weights: dict[str, Tensor]) -> flo
     diffuser.denoiser = deepcopy(learning.model)
     diffuser.denoiser.load_state_dict(weights)
     plan, pool = held_out_plan(learning), learning.pool
-    _, history = learning.windows.windows(0, plan)
     noise_KWX = diffuser.draw_noise(len(plan.episodes), *learning.address, "held-out").to(learning.windows.device)
     prompts = diffuser.generate(
         pool.prompts_at(plan.prompt_episodes), pool.contexts_at(plan.context_episodes), noise_KWX
     )
+    return loss_behind(learning, plan, prompts)
+
+
+@torch.no_grad()
+def loss_behind(learning: DiffuserLearning, plan: WindowPlan, prompts: Segments) -> float:
+    """Return L_DT on the windows of a plan, each behind its prompt (W, K*)."""
+    _, history = learning.windows.windows(0, plan)
     errors = squared_action_errors(learning.backbone, history.trimmed(), prompts)
-    return float(errors.sum() / (plan.steps(pool.index) * learning.windows.action_dim))
+    return float(errors.sum() / (plan.steps(learning.pool.index) * learning.windows.action_dim))
 
 
 def held_out_plan(learning: DiffuserLearning) -> WindowPlan:

@@ -4,9 +4,6 @@
 `prompt-diffuser-context` also sees the transitions of the few-shot episodes, because y hardly tells tasks apart.
 """
 
-import numpy as np
-import torch
-
 from promptdiffuser.data.windows import Segments
 from promptdiffuser.evaluation.policies import AdaptedPolicy
 from promptdiffuser.learning.diffuser import Diffuser
@@ -41,15 +38,9 @@ def cost_of(diffuser: Diffuser, inputs: AdaptationInputs) -> Cost:
     return Cost(tunable_parameters=parameters, gradient_steps=inputs.few_shot_training.optimisation.steps)
 
 
-@torch.no_grad()
 def generate(diffuser: Diffuser, inputs: AdaptationInputs) -> Segments:
     """Return generated prompts; y comes from the few-shot episodes in turn, the noise is addressed by prompt."""
-    few_shot = diffuser.seen(inputs.few_shot.pool)
-    num_episodes = len(few_shot.prompts)
-    conditions = few_shot.prompts_at(np.arange(inputs.num_prompts) % num_episodes)
-    context_BC = np.tile(np.arange(num_episodes), (inputs.num_prompts, 1))
-    noise_KBX = diffuser.draw_noise(inputs.num_prompts, inputs.seed, "generate", inputs.task)
-    return diffuser.generate(conditions, few_shot.contexts_at(context_BC), noise_KBX.to(inputs.device))
+    return diffuser.prompts_for(inputs.few_shot.pool, inputs.num_prompts, inputs.seed, "generate", inputs.task)
 
 
 PUBLISHED = Method("prompt-diffuser", adapt, "the published method", diffuser="published", few_shot_updates=True)

@@ -1,0 +1,215 @@
+"""Compare samplers on one and the same diffusers by the downstream loss behind the prompts that they generate.
+
+    python jobs/sampler_table.py quickstart
+
+Diffusers are trained multi-task on the experiment's backbone, one a training seed. On the validation tasks each sampler
+then makes prompts from a few-shot set, and what is compared is L_DT, the mean squared action error of the frozen
+backbone, on the windows of episodes that the few-shot set does not hold. Samplers see the same windows, conditions
+and task contexts, so their differences are paired. Two rows say what the numbers mean: real prompts of the few-shot
+set, and real prompts of other tasks.
+"""
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import collect
+import pandas as pd
+import pretrain
+import torch
+import train_diffuser
+import tyro
+from recipes.quickstart import quickstart
+from rich.table import Table
+from workspace import JobOptions, Stage, StageRun, Workspace, run_job
+
+from promptdiffuser.data.plans import Rounds
+from promptdiffuser.data.windows import PromptPool
+from promptdiffuser.diffusion.process import Diffusion, DiffusionConfig
+from promptdiffuser.learning.diffuser import DiffuserLearning
+from promptdiffuser.learning.few_shot import held_out_loss, held_out_plan, loss_behind
+from promptdiffuser.learning.trainings import DiffuserTraining, make_resident
+from promptdiffuser.methods import get_method
+from promptdiffuser.seeding import numpy_generator
+from promptdiffuser.tasks import get_family
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # analysis/ stands beside jobs/, outside of the package
+
+from analysis.pairs import paired_difference
+
+CPU = torch.device("cpu")
+FEW_SHOT, OTHER_TASKS = "few-shot prompts", "other tasks' prompts"
+
+
+@dataclass(frozen=True)
+class SamplerTable:
+    """Command line of the job."""
+
+    job: Annotated[JobOptions, tyro.conf.arg(name="")]
+    method: str = "prompt-diffuser-context"
+    """Method whose diffuser is trained, multi-task only."""
+    samplers: tuple[str, ...] = ("ddpm:50", "ddim:50", "ddim:5", "dpm-solver:5", "ddpm:5", "ddim:10", "dpm-solver:10")
+    """NAME:LEVELS of the samplers to compare; the first is the one that the others are compared with."""
+    training_seeds: int = 3
+    """Diffusers, from the experiment's seed on."""
+    generation_seeds: int = 5
+    """Times that each diffuser generates a prompt for every window and draw."""
+    held_out_episodes: int = 5
+    """Episodes of a task that the windows come from, the first ones after the few-shot set."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be compared."""
+        for name in ("training_seeds", "generation_seeds", "held_out_episodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if len(set(self.samplers)) < 2:
+            raise ValueError(f"samplers must name at least two, got {self.samplers}")
+        if not get_method(self.method).trains_diffuser:
+            raise ValueError(f"method must be one that trains a diffuser, got {self.method!r}")
+        for sampler in self.samplers:
+            process_of(sampler, self.job.experiment.diffusion)
+
+
+def process_of(sampler: str, trained: DiffusionConfig) -> DiffusionConfig:
+    """Return the process of a diffuser as another sampler runs it."""
+    name, _, levels = sampler.partition(":")
+    if not levels.isdigit() or int(levels) == 0:
+        raise ValueError(f"samplers has {sampler!r}; write NAME:LEVELS, such as ddim:5")
+    return dataclasses.replace(trained, sampler=name, sampling_steps=int(levels))
+
+
+def diffuser_stages(workspace: Workspace, table: SamplerTable) -> dict[int, tuple[Stage, DiffuserTraining]]:
+    """Return training seed -> (stage that trains a diffuser, its training); all adapt the experiment's backbone."""
+    method, options = get_method(table.method), workspace.options
+    stages = {}
+    for seed in range(workspace.experiment.seed, workspace.experiment.seed + table.training_seeds):
+        seeded = Workspace(
+            dataclasses.replace(
+                options,
+                experiment=dataclasses.replace(workspace.experiment, seed=seed),
+                dataset=collect.dataset_location(workspace),
+                backbone_checkpoint=pretrain.backbone_folder(workspace),
+            )
+        )
+        stage = train_diffuser.multi_task_stage(seeded, method)
+        training = train_diffuser.training_of(seeded, method, "multi-task", seeded.experiment.diffuser.multi_task)
+        stages[seed] = dataclasses.replace(stage, name=f"{stage.name}-seed-{seed}"), training
+    return stages
+
+
+def stage(workspace: Workspace, table: SamplerTable) -> Stage:
+    """Return the stage that generates with every sampler and measures the loss; its result is losses.parquet."""
+    dataset, tasks = pretrain.checked_dataset(workspace), get_family(workspace.experiment.family).validation_tasks
+    trainings = {
+        seed: dataclasses.replace(
+            training,
+            start_from=workspace.finished(stage) / "model",
+            guidance_start=0,
+            held_out_episodes=table.held_out_episodes,
+            rounds=Rounds(),
+        )
+        for seed, (stage, training) in diffuser_stages(workspace, table).items()
+    }
+    shown = workspace.experiment.evaluation.few_shot
+    both = dataclasses.replace(shown, episodes=shown.episodes + table.held_out_episodes)
+    settings = {
+        "samplers": table.samplers,
+        "generation_seeds": table.generation_seeds,
+        "few_shot_and_held_out": dataclasses.asdict(both),
+        "diffusers": {str(seed): train_diffuser.settings_of(training) for seed, training in trainings.items()},
+    }
+
+    def work(run: StageRun) -> None:
+        torch.set_num_threads(1)
+        run.expect(len(trainings) * len(tasks) * table.generation_seeds)
+        first = next(iter(trainings.values()))
+        _, others = make_resident(first, dataset.read(dataset.family.train_tasks, workspace.experiment.quality), CPU)
+        rows = []
+        for training_seed, training in trainings.items():
+            for task in tasks:
+                resident, pool = make_resident(training, dataset.few_shot([task], both), CPU)
+                for seed in range(table.generation_seeds):
+                    generating = dataclasses.replace(training, stage=f"sampler-table-{task}", seed=seed)
+                    learning = generating.learning_task(resident, pool, CPU)
+                    losses = losses_of(learning, table.samplers, others)
+                    rows += [(name, training_seed, task, seed, loss) for name, loss in losses.items()]
+                    run.advance()
+        frame = pd.DataFrame(rows, columns=["sampler", "training_seed", "task", "generation_seed", "loss_dt"])
+        frame.to_parquet(run.folder / "losses.parquet")
+        run.run.log_artifact(run.folder / "losses.parquet")
+        means = frame.groupby("sampler")["loss_dt"].mean()
+        names = {name: name.replace(":", "-") for name in table.samplers}
+        run.run.log_metrics({f"validation/loss_dt/{names[name]}": means[name] for name in table.samplers})
+
+    return Stage("sampler-table", "sampler-table", settings, work, "python jobs/sampler_table.py quickstart")
+
+
+def losses_of(learning: DiffuserLearning, samplers: tuple[str, ...], others: PromptPool) -> dict[str, float]:
+    """Return L_DT on the held-out windows of a task behind the prompts of every sampler, and behind real ones."""
+    plan, diffuser, losses = held_out_plan(learning), learning.diffuser, {}
+    trained = diffuser.diffusion
+    for sampler in samplers:
+        diffuser.diffusion = Diffusion(process_of(sampler, trained.config), trained.low_X, trained.high_X)
+        losses[sampler] = held_out_loss(learning, dict(learning.model.state_dict()))
+    losses[FEW_SHOT] = loss_behind(learning, plan, learning.pool.prompts_at(plan.prompt_episodes))
+    drawn = numpy_generator(*learning.address, "other-tasks").integers(0, len(others.prompts), len(plan.episodes))
+    losses[OTHER_TASKS] = loss_behind(learning, plan, others.prompts_at(drawn))
+    return losses
+
+
+def compared(losses: pd.DataFrame, samplers: tuple[str, ...]) -> Table:
+    """Return the table; trainings are resampled for its intervals, or what was generated where there is one."""
+    # Pairing asks for the columns of episodes: here a "return" is a loss, and a prompt what a seed generates.
+    frame = losses.rename(columns={"sampler": "method", "loss_dt": "return", "generation_seed": "prompt"})
+    frame = frame.assign(episode=0, seed=frame["prompt"])
+    seeds, tasks = losses["training_seed"].nunique(), losses["task"].nunique()
+    title = f"{seeds} diffusers, {tasks} validation tasks, {losses['generation_seed'].nunique()} generations each"
+    table = Table(title=title)
+    for column in ("prompts from", "L_DT", f"minus {samplers[0]}", "95 % interval", "relative", "95 % interval"):
+        table.add_column(column, justify="left" if column == "prompts from" else "right", no_wrap=True)
+    means = losses.groupby("sampler")["loss_dt"].mean()
+    baseline = means[samplers[0]]
+    for name in (*samplers, FEW_SHOT, OTHER_TASKS):
+        cells = [name, f"{means[name]:.5f}"]
+        if name != samplers[0]:
+            difference = paired_difference(frame, name, samplers[0]).on_these_tasks
+            low, high = difference.low, difference.high
+            cells += [f"{difference.estimate:+.5f}", f"{low:+.5f} to {high:+.5f}"]
+            cells += [f"{difference.estimate / baseline:+.1%}", f"{low / baseline:+.1%} to {high / baseline:+.1%}"]
+        table.add_row(*cells)
+    return table
+
+
+def main(table: SamplerTable) -> None:
+    """Make dataset and backbone if needed, train the diffusers, measure, and print the table."""
+    with Workspace(table.job, title="sampler-table", kind="benchmark") as workspace:
+        if table.job.dataset is None:
+            workspace.run(collect.stage(workspace))
+        if table.job.backbone_checkpoint is None:
+            workspace.run(pretrain.stage(workspace))
+        for training, _ in diffuser_stages(workspace, table).values():
+            workspace.run(training)
+        folder = workspace.run(stage(workspace, table))
+    workspace.console.print(compared(pd.read_parquet(folder / "losses.parquet"), table.samplers))
+    workspace.console.print(f"losses  {folder / 'losses.parquet'}", soft_wrap=True)
+
+
+def quickstart_of_fifty_levels() -> SamplerTable:
+    """The quickstart's backbone; diffusers of N = 50 levels, guided by one prediction, which favours no sampler."""
+    base = quickstart()
+    return SamplerTable(
+        JobOptions(
+            dataclasses.replace(
+                base,
+                diffusion=dataclasses.replace(base.diffusion, steps=50),
+                guidance=dataclasses.replace(base.guidance, path="one-step"),
+            )
+        )
+    )
+
+
+if __name__ == "__main__":
+    recipe = quickstart_of_fifty_levels
+    run_job(main, __doc__ or "", {"quickstart": (recipe.__doc__ or "", recipe())})
