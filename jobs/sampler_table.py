@@ -30,16 +30,16 @@ from promptdiffuser.data.windows import PromptPool
 from promptdiffuser.diffusion.process import Diffusion, DiffusionConfig
 from promptdiffuser.learning.diffuser import DiffuserLearning
 from promptdiffuser.learning.few_shot import held_out_loss, held_out_plan, loss_behind
-from promptdiffuser.learning.trainings import DiffuserTraining, make_resident
+from promptdiffuser.learning.trainings import make_resident
 from promptdiffuser.methods import get_method
 from promptdiffuser.seeding import numpy_generator
-from promptdiffuser.tasks import get_family
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # analysis/ stands beside jobs/, outside of the package
 
 from analysis.pairs import paired_difference
 
 CPU = torch.device("cpu")
+LOSSES = "losses.parquet"
 FEW_SHOT, OTHER_TASKS = "few-shot prompts", "other tasks' prompts"
 
 
@@ -50,9 +50,9 @@ class SamplerTable:
     job: Annotated[JobOptions, tyro.conf.arg(name="")]
     method: str = "prompt-diffuser-context"
     """Method whose diffuser is trained, multi-task only."""
-    samplers: tuple[str, ...] = ("ddpm:50", "ddim:50", "ddim:5", "dpm-solver:5", "ddpm:5", "ddim:10", "dpm-solver:10")
+    samplers: tuple[str, ...] = ("ddpm:50", "ddim:50", "ddim:5", "dpm-solver:5", "ddpm:5")
     """NAME:LEVELS of the samplers to compare; the first is the one that the others are compared with."""
-    training_seeds: int = 3
+    training_seeds: int = 5
     """Diffusers, from the experiment's seed on."""
     generation_seeds: int = 5
     """Times that each diffuser generates a prompt for every window and draw."""
@@ -80,70 +80,70 @@ def process_of(sampler: str, trained: DiffusionConfig) -> DiffusionConfig:
     return dataclasses.replace(trained, sampler=name, sampling_steps=int(levels))
 
 
-def diffuser_stages(workspace: Workspace, table: SamplerTable) -> dict[int, tuple[Stage, DiffuserTraining]]:
-    """Return training seed -> (stage that trains a diffuser, its training); all adapt the experiment's backbone."""
-    method, options = get_method(table.method), workspace.options
-    stages = {}
-    for seed in range(workspace.experiment.seed, workspace.experiment.seed + table.training_seeds):
-        seeded = Workspace(
-            dataclasses.replace(
-                options,
-                experiment=dataclasses.replace(workspace.experiment, seed=seed),
-                dataset=collect.dataset_location(workspace),
-                backbone_checkpoint=pretrain.backbone_folder(workspace),
-            )
-        )
-        stage = train_diffuser.multi_task_stage(seeded, method)
-        training = train_diffuser.training_of(seeded, method, "multi-task", seeded.experiment.diffuser.multi_task)
-        stages[seed] = dataclasses.replace(stage, name=f"{stage.name}-seed-{seed}"), training
-    return stages
+def seeded(workspace: Workspace, seed: int) -> Workspace:
+    """Return the experiment with another seed, but on the same dataset and backbone."""
+    options = dataclasses.replace(
+        workspace.options,
+        experiment=dataclasses.replace(workspace.experiment, seed=seed),
+        dataset=collect.dataset_location(workspace),
+        backbone_checkpoint=pretrain.backbone_folder(workspace),
+    )
+    return Workspace(options)
 
 
-def stage(workspace: Workspace, table: SamplerTable) -> Stage:
+def training_stage(workspace: Workspace, method: str) -> Stage:
+    """Return the stage that trains a diffuser, named by the seed so that several fit below one run."""
+    stage = train_diffuser.multi_task_stage(workspace, get_method(method))
+    return dataclasses.replace(stage, name=f"{stage.name}-seed-{workspace.experiment.seed}")
+
+
+def losses_stage(workspace: Workspace, table: SamplerTable, trained: Path) -> Stage:
     """Return the stage that generates with every sampler and measures the loss; its result is losses.parquet."""
-    dataset, tasks = pretrain.checked_dataset(workspace), get_family(workspace.experiment.family).validation_tasks
-    trainings = {
-        seed: dataclasses.replace(
-            training,
-            start_from=workspace.finished(stage) / "model",
-            guidance_start=0,
-            held_out_episodes=table.held_out_episodes,
-            rounds=Rounds(),
-        )
-        for seed, (stage, training) in diffuser_stages(workspace, table).items()
-    }
-    shown = workspace.experiment.evaluation.few_shot
-    both = dataclasses.replace(shown, episodes=shown.episodes + table.held_out_episodes)
+    experiment, dataset = workspace.experiment, pretrain.checked_dataset(workspace)
+    tasks, few_shot = dataset.family.validation_tasks, experiment.evaluation.few_shot
+    both = dataclasses.replace(few_shot, episodes=few_shot.episodes + table.held_out_episodes)
+    multi_task = train_diffuser.training_of(
+        workspace, get_method(table.method), "sampler-table", experiment.diffuser.multi_task
+    )
+    training = dataclasses.replace(
+        multi_task,
+        start_from=trained / "model",
+        guidance_start=0,
+        held_out_episodes=table.held_out_episodes,
+        rounds=Rounds(),
+    )
     settings = {
         "samplers": table.samplers,
         "generation_seeds": table.generation_seeds,
         "few_shot_and_held_out": dataclasses.asdict(both),
-        "diffusers": {str(seed): train_diffuser.settings_of(training) for seed, training in trainings.items()},
+        "diffuser": train_diffuser.settings_of(training),
     }
 
     def work(run: StageRun) -> None:
         torch.set_num_threads(1)
-        run.expect(len(trainings) * len(tasks) * table.generation_seeds)
-        first = next(iter(trainings.values()))
-        _, others = make_resident(first, dataset.read(dataset.family.train_tasks, workspace.experiment.quality), CPU)
+        run.expect(len(tasks) * table.generation_seeds)
+        _, others = make_resident(training, dataset.read(dataset.family.train_tasks, experiment.quality), CPU)
         rows = []
-        for training_seed, training in trainings.items():
-            for task in tasks:
-                resident, pool = make_resident(training, dataset.few_shot([task], both), CPU)
-                for seed in range(table.generation_seeds):
-                    generating = dataclasses.replace(training, stage=f"sampler-table-{task}", seed=seed)
-                    learning = generating.learning_task(resident, pool, CPU)
-                    losses = losses_of(learning, table.samplers, others)
-                    rows += [(name, training_seed, task, seed, loss) for name, loss in losses.items()]
-                    run.advance()
+        for task in tasks:
+            resident, pool = make_resident(training, dataset.few_shot([task], both), CPU)
+            for seed in range(table.generation_seeds):
+                generating = dataclasses.replace(training, stage=f"sampler-table-{task}", seed=seed)
+                losses = losses_of(generating.learning_task(resident, pool, CPU), table.samplers, others)
+                rows += [(name, experiment.seed, task, seed, loss) for name, loss in losses.items()]
+                run.advance()
         frame = pd.DataFrame(rows, columns=["sampler", "training_seed", "task", "generation_seed", "loss_dt"])
-        frame.to_parquet(run.folder / "losses.parquet")
-        run.run.log_artifact(run.folder / "losses.parquet")
-        means = frame.groupby("sampler")["loss_dt"].mean()
-        names = {name: name.replace(":", "-") for name in table.samplers}
-        run.run.log_metrics({f"validation/loss_dt/{names[name]}": means[name] for name in table.samplers})
+        frame.to_parquet(run.folder / LOSSES)
+        run.run.log_artifact(run.folder / LOSSES)
+        for name, mean in frame.groupby("sampler")["loss_dt"].mean().items():
+            run.run.log_metrics({f"validation/loss_dt/{metric_name(str(name))}": mean})
 
-    return Stage("sampler-table", "sampler-table", settings, work, "python jobs/sampler_table.py quickstart")
+    name = f"sampler-losses-seed-{experiment.seed}"
+    return Stage(name, "sampler-losses", settings, work, "python jobs/sampler_table.py quickstart")
+
+
+def metric_name(prompts_from: str) -> str:
+    """Return a name as MLflow allows it."""
+    return prompts_from.replace(":", "-").replace("'", "").replace(" ", "-")
 
 
 def losses_of(learning: DiffuserLearning, samplers: tuple[str, ...], others: PromptPool) -> dict[str, float]:
@@ -189,11 +189,13 @@ def main(table: SamplerTable) -> None:
             workspace.run(collect.stage(workspace))
         if table.job.backbone_checkpoint is None:
             workspace.run(pretrain.stage(workspace))
-        for training, _ in diffuser_stages(workspace, table).values():
-            workspace.run(training)
-        folder = workspace.run(stage(workspace, table))
-    workspace.console.print(compared(pd.read_parquet(folder / "losses.parquet"), table.samplers))
-    workspace.console.print(f"losses  {folder / 'losses.parquet'}", soft_wrap=True)
+        folders = []
+        for seed in range(workspace.experiment.seed, workspace.experiment.seed + table.training_seeds):
+            own = seeded(workspace, seed)
+            trained = workspace.run(training_stage(own, table.method))
+            folders.append(workspace.run(losses_stage(own, table, trained)))
+        losses = pd.concat([pd.read_parquet(folder / LOSSES) for folder in folders])
+    workspace.console.print(compared(losses, table.samplers))
 
 
 def quickstart_of_fifty_levels() -> SamplerTable:

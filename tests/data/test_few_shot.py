@@ -31,6 +31,7 @@ def chosen(returns: list[float], config: FewShotConfig) -> list[int]:
     few = config.choose(episodes)
     rows = [episodes.seeds.tolist().index(seed) for seed in few.seeds.tolist()]
     assert_equal(few, episodes.select(np.array(rows, np.intp)))
+    assert_equal(config.others(episodes), episodes.select(~np.isin(np.arange(len(returns)), rows)))
     return rows
 
 

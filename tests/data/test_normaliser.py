@@ -116,6 +116,12 @@ def test_normalised_training_data_is_standard_and_within_the_bounds() -> None:
     assert torch.equal(restored.states(states), NORMALISER.states(states))
 
 
+def test_normalised_numbers_return_to_the_units_of_the_environment() -> None:
+    observations, rewards = torch.from_numpy(EPISODES.observations), torch.from_numpy(EPISODES.rewards)
+    torch.testing.assert_close(NORMALISER.observations(NORMALISER.states(observations)), observations)
+    torch.testing.assert_close(NORMALISER.earned(NORMALISER.rewards(rewards)), rewards)
+
+
 def test_constant_feature_does_not_divide_by_zero() -> None:
     constant = dataclasses.replace(EPISODES, observations=np.ones_like(EPISODES.observations))
     fitted = Normaliser.fit([constant], 1.0)

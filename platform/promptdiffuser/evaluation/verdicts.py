@@ -21,8 +21,8 @@ from promptdiffuser.tasks.family import TaskEnv, TaskFamily
 Doubles = NDArray[np.float64]
 
 TREES, SAMPLES_OF_A_LEAF = 30, 3
-MOST_PROMPTS = 4_000
-"""Prompts that a regression is fitted to; more take minutes and tell little."""
+MOST_PROMPTS = 1_500
+"""Prompts that a regression is fitted to, spread over all: a fit to so many takes some ten seconds."""
 
 
 @dataclass(frozen=True)
