@@ -31,7 +31,7 @@ from promptdiffuser.diffusion.process import Diffusion, DiffusionConfig
 from promptdiffuser.learning.diffuser import DiffuserLearning
 from promptdiffuser.learning.few_shot import held_out_loss, held_out_plan, loss_behind
 from promptdiffuser.learning.trainings import make_resident
-from promptdiffuser.methods import get_method
+from promptdiffuser.methods.diffusers import DIFFUSERS
 from promptdiffuser.seeding import numpy_generator
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # analysis/ stands beside jobs/, outside of the package
@@ -48,8 +48,8 @@ class SamplerTable:
     """Command line of the job."""
 
     job: Annotated[JobOptions, tyro.conf.arg(name="")]
-    method: str = "prompt-diffuser-context"
-    """Method whose diffuser is trained, multi-task only."""
+    diffuser: str = "context"
+    """Which diffuser is trained, multi-task only."""
     samplers: tuple[str, ...] = ("ddpm:50", "ddim:50", "ddim:5", "dpm-solver:5", "ddpm:5")
     """NAME:LEVELS of the samplers to compare; the first is the one that the others are compared with."""
     training_seeds: int = 5
@@ -66,8 +66,8 @@ class SamplerTable:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if len(set(self.samplers)) < 2:
             raise ValueError(f"samplers must name at least two, got {self.samplers}")
-        if not get_method(self.method).trains_diffuser:
-            raise ValueError(f"method must be one that trains a diffuser, got {self.method!r}")
+        if self.diffuser not in DIFFUSERS:
+            raise ValueError(f"diffuser {self.diffuser!r} is unknown; known: {', '.join(DIFFUSERS)}")
         for sampler in self.samplers:
             process_of(sampler, self.job.experiment.diffusion)
 
@@ -91,9 +91,9 @@ def seeded(workspace: Workspace, seed: int) -> Workspace:
     return Workspace(options)
 
 
-def training_stage(workspace: Workspace, method: str) -> Stage:
+def training_stage(workspace: Workspace, diffuser: str) -> Stage:
     """Return the stage that trains a diffuser, named by the seed so that several fit below one run."""
-    stage = train_diffuser.multi_task_stage(workspace, get_method(method))
+    stage = train_diffuser.stage(workspace, diffuser)
     return dataclasses.replace(stage, name=f"{stage.name}-seed-{workspace.experiment.seed}")
 
 
@@ -102,9 +102,7 @@ def losses_stage(workspace: Workspace, table: SamplerTable, trained: Path) -> St
     experiment, dataset = workspace.experiment, pretrain.checked_dataset(workspace)
     tasks, few_shot = dataset.family.validation_tasks, experiment.evaluation.few_shot
     both = dataclasses.replace(few_shot, episodes=few_shot.episodes + table.held_out_episodes)
-    multi_task = train_diffuser.training_of(
-        workspace, get_method(table.method), "sampler-table", experiment.diffuser.multi_task
-    )
+    multi_task = train_diffuser.training_of(workspace, table.diffuser, "sampler-table", experiment.diffuser.multi_task)
     training = dataclasses.replace(
         multi_task,
         start_from=trained / "model",
@@ -192,7 +190,7 @@ def main(table: SamplerTable) -> None:
         folders = []
         for seed in range(workspace.experiment.seed, workspace.experiment.seed + table.training_seeds):
             own = seeded(workspace, seed)
-            trained = workspace.run(training_stage(own, table.method))
+            trained = workspace.run(training_stage(own, table.diffuser))
             folders.append(workspace.run(losses_stage(own, table, trained)))
         losses = pd.concat([pd.read_parquet(folder / LOSSES) for folder in folders])
     workspace.console.print(compared(losses, table.samplers))

@@ -114,7 +114,7 @@ def test_differences_are_paired_and_their_intervals_those_of_trainings(job: Modu
         ({"samplers": ("ddpm:50", "ddim:51")}, r"sampling_steps must be between 0 and diffusion\.steps \(50\), got 51"),
         ({"samplers": ("ddpm:50", "euler:5")}, "sampler 'euler' is unknown"),
         ({"samplers": ("ddpm:50", "ddpm:50")}, "samplers must name at least two"),
-        ({"method": "prompt-dt"}, "method must be one that trains a diffuser, got 'prompt-dt'"),
+        ({"diffuser": "prompt-dt"}, "diffuser 'prompt-dt' is unknown; known: published, context"),
         ({"generation_seeds": 0}, "generation_seeds must be at least 1, got 0"),
     ],
 )
