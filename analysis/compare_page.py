@@ -154,11 +154,13 @@ def _costs(comparison: Comparison) -> str:
 
 
 def _curves(comparison: Comparison) -> str:
-    """Draw a panel for each run of training and metric, a line for each side and training."""
+    """Draw a panel for each stage and metric, a line for each side and, where it has several, training."""
     curves = comparison.curves
-    several = curves.groupby("side")["training_seed"].transform("nunique") > 1
-    names = curves["side"].where(~several, curves["side"] + ", seed " + curves["training_seed"].astype(str))
-    figure = learning_curves(curves.assign(stage=curves["run"], run=names))
+    name = curves["side"]
+    for part in ("training_seed", "run"):
+        several = curves.groupby(["side", "stage"])[part].transform("nunique") > 1
+        name = name.where(~several, name + " " + curves[part].astype(str))
+    figure = learning_curves(curves.assign(run=name))
     return page.image(figure, "Curves: metrics of training by step, a line for each run")
 
 

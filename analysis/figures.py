@@ -35,7 +35,7 @@ METHOD_LABELS = {
 _SPARE_COLOURS = ("#c0699a", "#d55e00", "#2f8fce", "#8c6d31")
 _SPARE_MARKERS = ("D", "v", "P", "X")
 _METHOD_MARKERS = {"prompt-dt": "o", "other-task-prompt": "s", "prompt-diffuser": "^", "prompt-diffuser-context": "D"}
-_RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#c0699a", "#c77c00", "#2f8fce", "#56616f", "#8c6d31")
+RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#c0699a", "#c77c00", "#2f8fce", "#56616f", "#8c6d31")
 
 _INK = "#1f2933"
 QUIET_INK = "#616e7c"
@@ -73,7 +73,7 @@ def learning_curves(metrics: pd.DataFrame) -> Figure:
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, ((stage, key), points) in zip(grid, panels, strict=False):
         for index, (run, curve) in enumerate(points.groupby("run", sort=False)):
-            _draw_curve(axes, curve, _RUN_COLOURS[index % len(_RUN_COLOURS)], str(run))
+            _draw_curve(axes, curve, RUN_COLOURS[index % len(RUN_COLOURS)], str(run))
         if _spans_decades(points["value"]):
             axes.set_yscale("log")
         style_axes(axes, f"{stage}: {str(key).partition('/')[2]}")

@@ -170,6 +170,15 @@ def number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
+def cell(value: object) -> str:
+    """Return whatever a frame holds, numbers with four significant digits."""
+    if not isinstance(value, float):
+        return text(value)
+    if not isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def bounds(interval: Interval, digits: int = 2) -> str:
     """Return the two bounds of an interval."""
     return f"[{number(interval.low, digits)}, {number(interval.high, digits)}]"

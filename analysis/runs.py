@@ -18,7 +18,7 @@ from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.references import reference_returns
 from promptdiffuser.tracking.store import PARENT_TAG, STAGE_TAG, USED_RUN_TAG, connect
 
-STAGES = ("collect", "pretrain", "train-diffuser", "few-shot", "evaluate")
+STAGES = ("collect", "pretrain", "train-diffuser", "few-shot", "adapt", "evaluate")
 PARENT_STAGE = "experiment"
 EXPERT = "expert"
 INSIDE = "prompts_inside.json"
@@ -49,7 +49,7 @@ class ExperimentResults:
     summary: dict[str, Any]
     """What evaluate concluded, by method, and how: goals, protocol, dataset digest, command, seed."""
     inside: dict[str, dict[str, Any]]
-    """Method -> measure -> number or list: what a diffuser's prompts are like; empty where nobody looked."""
+    """Name of a training's run -> method -> measure -> number or list: what its diffuser's prompts are like."""
 
 
 def load_experiment(uri: str, experiment_name: str, parent_run_id: str | None = None) -> ExperimentResults:
@@ -99,7 +99,7 @@ def load_experiment(uri: str, experiment_name: str, parent_run_id: str | None = 
             episodes=pd.read_parquet(files["episodes.parquet"]),
             prompts=prompts,
             summary=json.loads(files["summary.json"].read_text()),
-            inside=_inside(client, evaluate, Path(folder)),
+            inside=_inside(client, stages),
         )
 
 
@@ -165,10 +165,14 @@ def _download(client: MlflowClient, run: Run, name: str, folder: Path, experimen
         ) from error
 
 
-def _inside(client: MlflowClient, run: Run, folder: Path) -> dict[str, dict[str, Any]]:
-    if INSIDE not in {found.path for found in client.list_artifacts(run.info.run_id)}:
-        return {}
-    return dict(json.loads(Path(client.download_artifacts(run.info.run_id, INSIDE, str(folder))).read_text()))
+def _inside(client: MlflowClient, stages: dict[str, list[Run]]) -> dict[str, dict[str, Any]]:
+    found = {}
+    for run in (run for runs in stages.values() for run in runs):
+        if INSIDE in {artifact.path for artifact in client.list_artifacts(run.info.run_id)}:
+            with tempfile.TemporaryDirectory() as folder:
+                path = client.download_artifacts(run.info.run_id, INSIDE, folder)
+                found[str(run.info.run_name)] = json.loads(Path(path).read_text())
+    return found
 
 
 def _metric_histories(client: MlflowClient, stages: dict[str, list[Run]]) -> pd.DataFrame:

@@ -32,11 +32,6 @@ NOT_RECORDED = "not recorded"
 _DIFFUSER = "diffuser-"
 """Prefix of the names of the runs that train one method's diffuser."""
 _OWN_TAGS = ("mlflow.", "promptdiffuser.")
-_SUMMARY_COSTS = {
-    "time/adapt_s": "seconds_adapt",
-    "time/evaluate_s": "seconds",
-    "cost/tunable_parameters": "tunable_parameters",
-}
 
 
 @dataclass(frozen=True)
@@ -139,10 +134,15 @@ def _training(client: MlflowClient, uri: str, run: Run, loaded: dict[str, Experi
         below_run.data.tags[METHOD_TAG]: below_run for below_run in below if METHOD_TAG in below_run.data.tags
     }
     settings = {**parent.data.params, **_versions(parent)}
-    methods = tuple(str(method) for method in results.episodes["method"].unique())
+    methods = tuple(map(str, results.episodes["method"].unique()))
+    if missing := sorted(set(methods) - set(method_runs)):
+        raise UserError(
+            f"evaluate run {evaluate.info.run_id} has no run of method {missing[0]!r} below it; evaluate again with: "
+            f"{results.summary['command']}"
+        )
     if run.data.tags.get(STAGE_TAG) == METHOD_STAGE:
         methods = (run.data.tags[METHOD_TAG],)
-        settings["method"] = methods[0]
+        settings = {**settings, **run.data.params}
         settings.pop("methods", None)
         if run.info.run_id not in {method_run.info.run_id for method_run in method_runs.values()}:
             raise UserError(
@@ -175,12 +175,10 @@ def _costs(results: ExperimentResults, methods: Sequence[str], method_runs: Mapp
     seconds = results.metrics[results.metrics["key"] == "time/stage_s"].groupby("run")["value"].last()
     rows = {}
     for method in methods:
-        summary = results.summary["methods"][method]
-        logged = method_runs[method].data.metrics if method in method_runs else {}
         trained = {"time/pretrain_s": "pretrain", "time/diffuser_s": _DIFFUSER + method}
+        logged = method_runs[method].data.metrics
         rows[method] = {
             **{key: seconds[run] for key, run in trained.items() if run in seconds},
-            **{key: summary[name] for key, name in _SUMMARY_COSTS.items() if name in summary},
             **{key: value for key, value in logged.items() if key.startswith(("time/", "cost/"))},
         }
     return pd.DataFrame.from_dict(rows, orient="index", dtype="float64").rename_axis("method")

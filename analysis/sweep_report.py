@@ -251,7 +251,7 @@ def _bounds(trial: pd.Series, objective: str) -> str:
 
 
 def _heat_html(heat: pd.DataFrame) -> str:
-    rows = [page.row(page.text(name), map(_cell, values)) for name, values in heat.T.items()]
+    rows = [page.row(page.text(name), map(page.cell, values)) for name, values in heat.T.items()]
     return page.table("Heat map", (f"{heat.index.name} by {heat.columns.name}", *map(str, heat.columns)), rows)
 
 
@@ -279,14 +279,8 @@ def _trials_html(sweep: SweepTrials, trials: pd.DataFrame, uri: str) -> str:
         heading = page.text(trial["trial"])
         if sweep.experiment_id and trial.get("run"):
             heading = page.link(page.run_address(uri, sweep.experiment_id, trial["run"]), trial["trial"])
-        rows.append(page.row(heading, (_cell(trial[name]) for name in shown)))
+        rows.append(page.row(heading, (page.cell(trial[name]) for name in shown)))
     return page.table("Trials", ("Trial", *shown), rows)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return "–" if np.isnan(value) else f"{value:,.5g}"
-    return page.text(value)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

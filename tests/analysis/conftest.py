@@ -10,12 +10,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.report import write_report
 from promptdiffuser.tracking.store import RunLog, Tracker, prepare
 
 TASKS = (2, 7, 15)
 LABELS = {"2": "0.225 m/s", "7": "0.6 m/s", "15": "1.2 m/s"}
 MEANS = {"prompt-dt": -40.0, "other-task-prompt": -60.0, "prompt-diffuser": -30.0, "prompt-diffuser-context": -30.5}
 STEPS, STATE_ACTION_REWARD = 5, 27
+INSIDE = {
+    "prompt-diffuser": {"diversity": 0.75, "chance": None, "by_return": {"true": [1.0, 2.0, 4.0]}},
+    "prompt-diffuser-context": {"diversity": 0.5, "by_return": {"true": [2.0, 3.0, 3.5]}},
+}
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,8 @@ def log_training(tracker: Tracker, parent: RunLog) -> None:
         log.log_history(
             [{"step": s, **{k: c[i] * noise.lognormal(0, 0.1) for k, c in curves.items()}} for i, s in enumerate(steps)]
         )
+        if stage == "train-diffuser":
+            log.log_json("prompts_inside.json", INSIDE)
         log.finish()
 
 
@@ -128,6 +135,12 @@ def experiment(tracker: Callable[[str], Tracker], tmp_path_factory: pytest.TempP
     evaluate.finish()
     parent.finish()
     return SyntheticExperiment(store.uri, name, parent.run_id, summary)
+
+
+@pytest.fixture(scope="session")
+def report(experiment: SyntheticExperiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the report of the synthetic experiment, into a folder that is not there yet."""
+    return write_report(experiment.uri, experiment.name, tmp_path_factory.mktemp("report") / "new" / "report.html")
 
 
 def log_experiment(
@@ -166,6 +179,7 @@ def log_experiment(
     for method in means:
         tags = {"promptdiffuser.stage": "method", "promptdiffuser.method": method}
         log = store.run(method, f"{identity}-{method}", evaluate, tags)
+        log.log_params({"method": {"name": method}})
         log.log_metrics({"test/return": written["methods"][method]["mean"], "cost/gradient_steps": 300.0})
         log.finish()
         ids[method] = log.run_id

@@ -82,7 +82,7 @@ def test_two_methods_of_one_experiment(runs: Runs) -> None:
     assert (row["difference"], row["low"], row["high"]) == (
         expected.on_these_tasks.estimate, expected.on_these_tasks.low, expected.on_these_tasks.high
     )  # fmt: skip
-    assert comparison.settings.loc["method"].to_list() == ["prompt-dt", "prompt-diffuser"]
+    assert comparison.settings.loc["method.name"].to_list() == ["prompt-dt", "prompt-diffuser"]
     assert set(comparison.sides[0].curves["run"]) == {"pretrain"}
 
 

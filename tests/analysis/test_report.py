@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from analysis.aggregates import interquartile_mean, optimality_gap, probability_of_improvement
+from analysis.inside import inside_sections, inside_table
 from analysis.intervals import Interval, bootstrap
 from analysis.pairs import paired_difference
 from analysis.report import conclusions, render, report_tables, write_report
@@ -69,10 +70,9 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="session")
-def page(experiment: Any, tmp_path_factory: pytest.TempPathFactory) -> Page:
+def page(report: Path) -> Page:
     """Return the parsed report of the synthetic experiment."""
-    path = write_report(experiment.uri, experiment.name, tmp_path_factory.mktemp("report") / "new" / "report.html")
-    return Page(path.read_text(encoding="utf-8"))
+    return Page(report.read_text(encoding="utf-8"))
 
 
 def numbers(cell: str) -> list[float]:
@@ -155,11 +155,11 @@ def test_a_report_comes_out_of_every_evaluation(experiment: Any) -> None:
 def test_page_is_complete_and_self_contained(experiment: Any, page: Page) -> None:
     """All sections are there, text is escaped, and nothing is fetched from elsewhere."""
     assert list(page.text)[1:] == [
-        "conclusions", "methods", "scores", "differences", "tasks", "returns", "variance", "prompts", "training",
-        "provenance",
+        "conclusions", "methods", "scores", "differences", "tasks", "returns", "variance", "prompts", "inside",
+        "training", "provenance",
     ]  # fmt: skip
     fetched = [source for source in page.sources if not source.startswith("http://127.0.0.1:5000/#/experiments/")]
-    assert len(fetched) == 4
+    assert len(fetched) == 5
     assert all(source.startswith("data:image/svg+xml;base64,") for source in fetched)
     facts = {row[0]: row[1] for row in page.rows["provenance"] if len(row) == 2}
     assert facts["command"] == "python jobs/pipeline.py <synthetic> --seed 7"
@@ -174,6 +174,30 @@ def test_page_is_complete_and_self_contained(experiment: Any, page: Page) -> Non
     }
     assert facts["MLflow run"] == experiment.parent_run_id
     assert (facts["backbone.layers"], facts["torch"]) == ("3", "2.13")
+
+
+def test_what_was_seen_inside_is_shown(experiment: Any, page: Page) -> None:
+    """Numbers in a table with what is missing left out, lists as curves; without any there is no section."""
+    assert page.rows["inside"] == [
+        ["Measure", "Prompt Diffuser, train-diffuser", "Prompt Diffuser + task context, train-diffuser"],
+        ["diversity", "0.75", "0.5"],
+    ]
+    results = load_experiment(experiment.uri, experiment.name)
+    table = inside_table(results.inside)
+    lists = table[table["measure"] == "by_return.true"].groupby("method")["value"].apply(list)
+    assert lists.to_dict() == {"prompt-diffuser": [1.0, 2.0, 4.0], "prompt-diffuser-context": [2.0, 3.0, 3.5]}
+    assert len(table) == 8
+    assert inside_sections({}) == []
+
+
+def test_tables_lie_beside_the_report(experiment: Any, report: Path) -> None:
+    """Every table of the page in both formats; the methods' one is the summary."""
+    names = {"methods", "tasks", "scores", "differences", "variance", "curves", "inside"}
+    for kind in ("csv", "parquet"):
+        assert {file.stem for file in report.with_suffix("").glob(f"*.{kind}")} == names
+    methods = pd.read_csv(report.with_suffix("") / "methods.csv").set_index("method")
+    means = {name: row["mean"] for name, row in experiment.summary["methods"].items()}
+    assert methods["mean"].to_dict() == pytest.approx(means)
 
 
 def test_conclusions_follow_the_numbers(page: Page) -> None:
