@@ -10,8 +10,9 @@ help:  ## list these targets
 run: .venv/.installed  ## the whole pipeline on its smallest recipe
 	.venv/bin/python jobs/pipeline.py quickstart
 
-test: lint  ## lint, then every test
-	.venv/bin/python -m pytest -q
+# A test keeps a core half busy: it waits for processes that start. The order is that of tests/conftest.py.
+test: lint  ## lint, then every test, in two processes
+	.venv/bin/python -m pytest -q --numprocesses=2 --dist=loadgroup --no-loadscope-reorder
 
 lint: .venv/.installed  ## style, types and the rules on who may import whom
 	.venv/bin/ruff check

@@ -1,4 +1,4 @@
-"""Fixtures of the whole session: one Ray cluster, one small real dataset."""
+"""Fixtures of the whole session, of each process of it: one Ray cluster, one small real dataset."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +17,16 @@ EPISODES: dict[Quality, int] = {"expert": 3, "random": 2}
 
 # Networks are tiny here; threads that wait for each other on busy cores cost up to a hundred times what they give.
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep in one process of `make test` what shares costly fixtures, and begin with what takes longest."""
+    of_tiny_run = {item.path for item in items if "tiny_run" in item.fixturenames}
+    with_ray = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: (item.path not in of_tiny_run, item.path not in with_ray))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("tiny_run" if item.path in of_tiny_run else item.path.stem))
 
 
 @pytest.fixture(scope="session")

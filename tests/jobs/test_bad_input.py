@@ -1,16 +1,14 @@
 """Jobs refuse bad input before they start anything: exit status 2 and a message that names the thing.
 
-These run the real scripts as a user does. Two run at a time, because most of their time is the import of libraries.
+These run the real scripts, each in a process of its own.
 """
 
+import json
 import os
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +20,10 @@ from promptdiffuser.learning.checkpoint import save_checkpoint
 from promptdiffuser.tasks import FAMILIES
 from promptdiffuser.tracking.store import prepare
 from tests.data.synthetic import write_dataset
+from tests.jobs.forked import LIMIT_S, ROOT
 
 FAMILY = FAMILIES["cheetah-vel"]
 PASSWORD = "hunter2"
-LIMIT_S = 60.0
-"""Nothing here needs that long; on an idle machine most refusals take five seconds, nearly all of it imports."""
 
 
 @dataclass(frozen=True)
@@ -144,46 +141,38 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_job(case: Case, folder: Path, inputs: Path) -> Outcome:
-    shutil.copy(inputs / "mlflow.db", folder)
-    environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
-    root = Path(__file__).resolve().parents[2]
-    environment |= {"PYTHONPATH": str(root / "platform"), "COLUMNS": "300", "OMP_NUM_THREADS": "1"}
-    if case.tracking is not None:
-        environment["MLFLOW_TRACKING_URI"] = case.tracking
-    process = subprocess.Popen(
-        [sys.executable, root / "jobs" / f"{case.script}.py", *case.arguments.format(inputs=inputs).split()],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        stderr = process.communicate(timeout=LIMIT_S)[1]
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        return Outcome(folder, None, process.communicate()[1])
-    return Outcome(folder, process.returncode, stderr)
-
-
 @pytest.fixture(scope="module")
-def outcomes(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Outcome]]]:
-    with ThreadPoolExecutor(2) as executor:
-        yield {
-            name: executor.submit(run_job, case, tmp_path_factory.mktemp("job"), inputs) for name, case in CASES.items()
-        }
+def outcomes(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    folders = [tmp_path_factory.mktemp("job") for _ in CASES]
+    commands = []
+    for case, folder in zip(CASES.values(), folders, strict=True):
+        shutil.copy(inputs / "mlflow.db", folder)
+        tracking = {} if case.tracking is None else {"MLFLOW_TRACKING_URI": case.tracking}
+        commands.append([str(folder), tracking, case.script, case.arguments.format(inputs=inputs).split()])
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
+    environment |= {"PYTHONPATH": str(ROOT / "platform"), "COLUMNS": "300", "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.jobs.forked"],
+        cwd=ROOT,
+        env=environment,
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return {
+        name: Outcome(folder, status, (folder / "stderr").read_text())
+        for name, folder, status in zip(CASES, folders, json.loads(ended.stdout), strict=True)
+    }
 
 
 def stage_folders(outcome: Outcome) -> list[str]:
     return sorted(path.name for path in outcome.folder.glob("outputs/*/*") if path.is_dir())
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("name", CASES)
-def test_bad_input_is_refused_by_name(name: str, outcomes: dict[str, Future[Outcome]], inputs: Path) -> None:
-    outcome = outcomes[name].result()
+def test_bad_input_is_refused_by_name(name: str, outcomes: dict[str, Outcome], inputs: Path) -> None:
+    outcome = outcomes[name]
     assert outcome.status is not None, f"still at work after {LIMIT_S:.0f} s:\n{outcome.stderr[-3000:]}"
     assert "Traceback" not in outcome.stderr
     assert outcome.status == 2, outcome.stderr
@@ -192,23 +181,20 @@ def test_bad_input_is_refused_by_name(name: str, outcomes: dict[str, Future[Outc
     assert PASSWORD not in outcome.stderr
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("name", [name for name in CASES if name not in REFUSED_BY_THE_CLUSTER])
-def test_refused_job_has_started_no_stage(name: str, outcomes: dict[str, Future[Outcome]]) -> None:
-    assert stage_folders(outcomes[name].result()) == []
+def test_refused_job_has_started_no_stage(name: str, outcomes: dict[str, Outcome]) -> None:
+    assert stage_folders(outcomes[name]) == []
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("name", sorted(REFUSED_BY_THE_CLUSTER))
-def test_job_without_enough_resources_has_made_nothing(name: str, outcomes: dict[str, Future[Outcome]]) -> None:
-    folder = outcomes[name].result().folder
+def test_job_without_enough_resources_has_made_nothing(name: str, outcomes: dict[str, Outcome]) -> None:
+    folder = outcomes[name].folder
     assert not [*folder.rglob("*.parquet"), *folder.rglob("*.safetensors")]
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("name", CASES)
-def test_refused_job_leaves_no_run_that_seems_to_work(name: str, outcomes: dict[str, Future[Outcome]]) -> None:
-    outcome = outcomes[name].result()
+def test_refused_job_leaves_no_run_that_seems_to_work(name: str, outcomes: dict[str, Outcome]) -> None:
+    outcome = outcomes[name]
     if outcome.status is None:
         pytest.fail("the job had to be stopped")
     with sqlite3.connect(outcome.folder / "mlflow.db") as store:
