@@ -66,7 +66,9 @@ def main(location: str, folder: Path, data: str, *grow: str) -> None:
     """Train; a node leaves after the first checkpoint, another may come once the training has gone on without it."""
     # A node has room for one worker and for nothing else: the windows must be cut without a CPU to spare.
     settings = ClusterConfig(train_workers=1, max_train_workers=2, cpus_per_worker=2, data=data)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    # Any port: a node first waits 3 s for its agent's usual one where another cluster of this machine has it.
+    head = {"num_cpus": 2, "include_dashboard": False, "dashboard_agent_listen_port": 0}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     leaving = cluster.add_node(num_cpus=2)
     # Ray Train first starts as many workers as before and waits this long for the node that has left, a minute by
     # default; and it looks for new nodes once in a minute.

@@ -52,7 +52,9 @@ def fit(folder: Path, name: str) -> Any:
 
 def main(folder: Path) -> None:
     """Connect, then train."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 5, "num_gpus": 1, "include_dashboard": False})
+    # Any port: a node first waits 3 s for its agent's usual one where another cluster of this machine has it.
+    head = {"num_cpus": 5, "num_gpus": 1, "include_dashboard": False, "dashboard_agent_listen_port": 0}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     os.environ["RAY_ADDRESS"] = cluster.address
     refusal = None
     try:

@@ -99,7 +99,7 @@ def test_shards_hold_every_episode_once_and_pools_are_equal(
         np.testing.assert_array_equal(shard_pool.index.tasks, pool.index.tasks)
 
 
-@pytest.mark.parametrize(("workers", "data"), [(2, "resident"), (4, "streaming")])
+@pytest.mark.parametrize(("workers", "data"), [(2, "resident"), (3, "streaming")])
 def test_several_workers_train_what_a_plain_loop_trains(
     training: BackboneTraining,
     small_dataset: Dataset,

@@ -13,10 +13,10 @@ from promptdiffuser.tasks.family import TaskFamily
 
 
 def collect(folder: Path, family: TaskFamily, seed: int, backwards: bool = False) -> str:
-    """Return the digest of two expert episodes of the first and the last task, made in either order."""
+    """Return the digest of an expert episode of the first and one of the last task, made in either order."""
     writer = DatasetWriter(folder, family, "python jobs/collect.py", seed)
     tasks = (family.tasks[0], family.tasks[-1])
-    blocks = [block for task in tasks for block in collect_blocks(writer.storage, family, task, "expert", 2, seed)]
+    blocks = [block for task in tasks for block in collect_blocks(writer.storage, family, task, "expert", 1, seed)]
     stepper, makers = EpisodeStepper(family), demonstrators(family, "expert")
     for block in reversed(blocks) if backwards else blocks:
         writer.adopt(block.name, block.run(stepper, makers))
