@@ -25,11 +25,11 @@ from recipes.quickstart import quickstart
 from rich.table import Table
 from workspace import JobOptions, Stage, StageRun, Workspace, run_job
 
-from promptdiffuser.data.plans import Rounds
+from promptdiffuser.data.plans import Rounds, held_out_plan
 from promptdiffuser.data.windows import PromptPool
 from promptdiffuser.diffusion.process import Diffusion, DiffusionConfig
 from promptdiffuser.learning.diffuser import DiffuserLearning
-from promptdiffuser.learning.few_shot import held_out_loss, held_out_plan, loss_behind
+from promptdiffuser.learning.few_shot import DRAWS, held_out_loss, loss_behind
 from promptdiffuser.learning.trainings import make_resident
 from promptdiffuser.methods.diffusers import DIFFUSERS
 from promptdiffuser.seeding import numpy_generator
@@ -146,7 +146,8 @@ def metric_name(prompts_from: str) -> str:
 
 def losses_of(learning: DiffuserLearning, samplers: tuple[str, ...], others: PromptPool) -> dict[str, float]:
     """Return L_DT on the held-out windows of a task behind the prompts of every sampler, and behind real ones."""
-    plan, diffuser, losses = held_out_plan(learning), learning.diffuser, {}
+    plan = held_out_plan(learning.downstream_planner, learning.pool.index, DRAWS)
+    diffuser, losses = learning.diffuser, {}
     trained = diffuser.diffusion
     for sampler in samplers:
         diffuser.diffusion = Diffusion(process_of(sampler, trained.config), trained.low_X, trained.high_X)

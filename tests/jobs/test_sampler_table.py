@@ -12,12 +12,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from promptdiffuser.data.plans import Rounds
+from promptdiffuser.data.plans import Rounds, held_out_plan
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.diffusion.process import Diffusion, DiffusionConfig
 from promptdiffuser.learning.diffuser import DiffuserLearning
 from promptdiffuser.learning.engine import OptimisationConfig
-from promptdiffuser.learning.few_shot import held_out_loss, held_out_plan, loss_behind
+from promptdiffuser.learning.few_shot import DRAWS, held_out_loss, loss_behind
 from promptdiffuser.learning.guidance import GuidanceConfig
 from promptdiffuser.learning.trainings import DiffuserTraining, make_resident
 from promptdiffuser.models.denoiser import DenoiserConfig
@@ -66,7 +66,8 @@ def learning(small_dataset: Dataset, tmp_path: Path) -> DiffuserLearning:
 
 
 def test_samplers_differ_in_how_the_same_diffuser_is_run(job: ModuleType, learning: DiffuserLearning) -> None:
-    trained, plan, pool = learning.diffuser.diffusion, held_out_plan(learning), learning.pool
+    trained, pool = learning.diffuser.diffusion, learning.pool
+    plan = held_out_plan(learning.downstream_planner, pool.index, DRAWS)
     expected = {"ddpm:6": held_out_loss(learning, dict(learning.model.state_dict()))}
     config = DiffusionConfig(steps=6, sampler="ddim", sampling_steps=2)
     learning.diffuser.diffusion = Diffusion(config, trained.low_X, trained.high_X)

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from promptdiffuser.data.episodes import Episodes
+from promptdiffuser.data.plans import held_out_plan
 from promptdiffuser.learning.backbone import squared_action_errors
 from promptdiffuser.learning.checkpoint import load_checkpoint
 from promptdiffuser.learning.diffuser import DiffuserLearning
-from promptdiffuser.learning.few_shot import DRAWS, held_out_loss, held_out_plan, use_best_snapshot
+from promptdiffuser.learning.few_shot import DRAWS, held_out_loss, use_best_snapshot
 from promptdiffuser.learning.trainings import DiffuserTraining, History, make_resident, train
 
 CPU = torch.device("cpu")
@@ -68,7 +69,7 @@ def test_held_out_windows_cover_their_episodes_and_take_prompts_from_the_others(
     training: DiffuserTraining, few_shot_episodes: Episodes
 ) -> None:
     task = learning(training, few_shot_episodes)
-    plan, length = held_out_plan(task), int(few_shot_episodes.lengths[3])
+    plan, length = held_out_plan(task.downstream_planner, task.pool.index, DRAWS), int(few_shot_episodes.lengths[3])
     assert set(plan.episodes) == {3}
     assert sorted(plan.starts) == sorted([*range(0, length, 4)] * DRAWS)
     assert plan.steps(task.pool.index) == length * DRAWS
@@ -79,7 +80,7 @@ def test_held_out_loss_is_the_mean_squared_action_error(
     training: DiffuserTraining, few_shot_episodes: Episodes
 ) -> None:
     task = learning(training, few_shot_episodes)
-    plan, errors = held_out_plan(task), []
+    plan, errors = held_out_plan(task.downstream_planner, task.pool.index, DRAWS), []
     noise_KWX = task.diffuser.draw_noise(len(plan.episodes), *task.address, "held-out")
     for row in range(len(plan.episodes)):
         one = plan.select(np.array([row]))

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,8 @@ from promptdiffuser.methods.backbones import BACKBONES, backbone_config
 from promptdiffuser.methods.config import AdaptationConfig
 from promptdiffuser.methods.diffusers import DIFFUSERS
 from promptdiffuser.methods.inputs import InputsBuilder, InputsSettings
+from promptdiffuser.methods.prompt_tensor_tuning import PromptTensorTuningConfig
+from promptdiffuser.methods.soft_prompt import SoftPromptConfig
 from promptdiffuser.models.denoiser import DenoiserConfig
 from promptdiffuser.tasks import FAMILIES
 from tests.evaluation.synthetic_policies import TINY, tiny_backbone
@@ -30,7 +33,11 @@ TASK, OTHER_TASK = 7, 15
 NUM_PROMPTS, FEW_SHOT = 6, 3
 CONTEXT_TRANSITIONS = 4
 DENOISER = DenoiserConfig(hidden=16, depth=1, context_features=4, context_hidden=8)
-CONFIG = AdaptationConfig()
+FEW_UPDATES: dict[str, Any] = {"steps": 3, "batch_steps": 12, "check_every": 2}
+CONFIG = AdaptationConfig(
+    prompt_tensor_tuning=PromptTensorTuningConfig(**FEW_UPDATES),
+    soft_prompt=SoftPromptConfig(**FEW_UPDATES),
+)
 """Every method's settings, cut down to a few updates."""
 SETTINGS = InputsSettings("expert", FewShotConfig(episodes=FEW_SHOT), CONTEXT_TRANSITIONS, CONFIG, NUM_PROMPTS, seed=0)
 

@@ -47,6 +47,10 @@ class EpisodeIndex:
         ends: NDArray[np.int64] = np.cumsum(self.lengths)
         return ends
 
+    def select(self, episodes: NDArray[np.int64] | slice) -> "EpisodeIndex":
+        """Return the index of some episodes."""
+        return EpisodeIndex(self.tasks[episodes], self.lengths[episodes])
+
     def pool_of(self, drawn_tasks_B: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the first episode and the number of episodes of each drawn task."""
         first = np.searchsorted(self.tasks, drawn_tasks_B, side="left")
@@ -189,4 +193,27 @@ def _draw(generator: np.random.Generator, first: NDArray[np.int64], count: NDArr
 def _round_index(planner: Planner, number: int) -> tuple[NDArray[np.int64], EpisodeIndex]:
     """Return the episodes of a round and their index."""
     members = planner.rounds.episodes(number, planner.address, planner.index)
-    return members, EpisodeIndex(planner.index.tasks[members], planner.index.lengths[members])
+    return members, planner.index.select(members)
+
+
+def held_out_plan(planner: Planner, index: EpisodeIndex, repeats: int = 1) -> WindowPlan:
+    """Return windows (W,) side by side over each held-out episode of a few-shot set, all of them once a repeat.
+
+    Prompts and contexts come from the episodes that are not held out.
+
+    Args:
+        planner: Draws from the first episodes of the set, those that are not held out.
+        index: All episodes of the set.
+        repeats: How often every window is in the plan, each time with another prompt.
+    """
+    num_seen, lengths = len(planner.index), index.lengths
+    size = planner.window_steps or int(lengths.max())
+    windows = [(e, s) for e in range(num_seen, len(lengths)) for s in range(0, int(lengths[e]), size)] * repeats
+    episodes, starts = np.array(windows, np.int64).T
+    return WindowPlan(
+        episodes=episodes,
+        starts=starts,
+        prompt_episodes=np.arange(len(windows)) % num_seen,
+        context_episodes=np.tile(np.arange(num_seen), (len(windows), 1)),
+        window_steps=size,
+    )

@@ -11,11 +11,10 @@ Axes: W windows, K levels that generation visits, X features of a flattened prom
 from copy import copy, deepcopy
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from promptdiffuser.data.plans import WindowPlan
+from promptdiffuser.data.plans import WindowPlan, held_out_plan
 from promptdiffuser.data.windows import Segments
 from promptdiffuser.learning.backbone import squared_action_errors
 from promptdiffuser.learning.diffuser import DiffuserLearning
@@ -35,7 +34,8 @@ def held_out_loss(learning: DiffuserLearning, weights: dict[str, Tensor]) -> flo
     diffuser = copy(learning.diffuser)
     diffuser.denoiser = deepcopy(learning.model)
     diffuser.denoiser.load_state_dict(weights)
-    plan, pool = held_out_plan(learning), learning.pool
+    pool = learning.pool
+    plan = held_out_plan(learning.downstream_planner, pool.index, DRAWS)
     noise_KWX = diffuser.draw_noise(len(plan.episodes), *learning.address, "held-out").to(learning.windows.device)
     prompts = diffuser.generate(
         pool.prompts_at(plan.prompt_episodes), pool.contexts_at(plan.context_episodes), noise_KWX
@@ -49,21 +49,6 @@ def loss_behind(learning: DiffuserLearning, plan: WindowPlan, prompts: Segments)
     _, history = learning.windows.windows(0, plan)
     errors = squared_action_errors(learning.backbone, history.trimmed(), prompts)
     return float(errors.sum() / (plan.steps(learning.pool.index) * learning.windows.action_dim))
-
-
-def held_out_plan(learning: DiffuserLearning) -> WindowPlan:
-    """Return windows (W,) side by side over each held-out episode, all of them once a draw."""
-    planner, lengths = learning.downstream_planner, learning.pool.index.lengths
-    num_seen, size = len(planner.index), planner.window_steps or int(lengths.max())
-    windows = [(e, s) for e in range(num_seen, len(lengths)) for s in range(0, int(lengths[e]), size)] * DRAWS
-    episodes, starts = np.array(windows, np.int64).T
-    return WindowPlan(
-        episodes=episodes,
-        starts=starts,
-        prompt_episodes=np.arange(len(windows)) % num_seen,
-        context_episodes=np.tile(np.arange(num_seen), (len(windows), 1)),
-        window_steps=size,
-    )
 
 
 def score_snapshot(task: LearningTask, snapshot: Path, weights: dict[str, Tensor]) -> None:

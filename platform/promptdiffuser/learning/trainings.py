@@ -169,7 +169,7 @@ class DiffuserTraining:
         """Draw what the downstream loss sees."""
         num_seen = len(index) - self.held_out_episodes
         return Planner(
-            EpisodeIndex(index.tasks[:num_seen], index.lengths[:num_seen]),
+            index.select(slice(num_seen)),
             self.guidance.batch_size,
             self.window_steps,
             (*self.address, "dt"),

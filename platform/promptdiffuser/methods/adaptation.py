@@ -3,18 +3,22 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from promptdiffuser.data.normaliser import Normaliser
-from promptdiffuser.data.windows import PromptPool, ResidentEpisodes
+from promptdiffuser.data.windows import PromptPool, ResidentEpisodes, Segments
 from promptdiffuser.evaluation.policies import AdaptedPolicy
 from promptdiffuser.learning.trainings import DiffuserTraining, History
 from promptdiffuser.methods.backbones import PROMPTED
-from promptdiffuser.methods.config import AdaptationConfig
 from promptdiffuser.models.backbone import PromptDT
 from promptdiffuser.tasks.experts import Quality
 from promptdiffuser.tasks.family import TaskFamily
+
+if TYPE_CHECKING:  # It is composed of what the methods' files declare, which import this one.
+    from promptdiffuser.methods.config import AdaptationConfig
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class AdaptationInputs:
     """The method's diffuser after its multi-task training, for methods that have one."""
     few_shot_training: DiffuserTraining | None
     """The diffuser's few-shot stage on this task; None leaves the diffuser as the multi-task training made it."""
-    config: AdaptationConfig
+    config: "AdaptationConfig"
     num_prompts: int
     seed: int
     folder: Path
@@ -59,6 +63,11 @@ class AdaptationInputs:
     def device(self) -> torch.device:
         """Where data and backbone are."""
         return self.few_shot.windows.device
+
+    def few_shot_prompts(self, num_episodes: int | None = None) -> Segments:
+        """Return `num_prompts` prompts of few-shot episodes in turn, of the first ones alone if a number is given."""
+        pool = self.few_shot.pool
+        return pool.prompts_at(np.arange(self.num_prompts) % (num_episodes or len(pool.prompts)))
 
 
 @dataclass(frozen=True)
