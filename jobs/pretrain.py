@@ -92,6 +92,7 @@ def inputs_settings(experiment: Experiment, protocol: ProtocolConfig) -> InputsS
         experiment.diffuser.context_transitions,
         experiment.adaptation,
         protocol.num_prompts,
+        protocol.targets(get_family(experiment.family))[0],
         experiment.seed,
     )
 

@@ -73,7 +73,7 @@ def training_of(
         seed=experiment.seed,
         stage=stage_name,
         backbone_folder=folder,
-        denoiser=experiment.denoiser,
+        denoiser=dataclasses.replace(experiment.denoiser, **variant.denoiser),
         diffusion=experiment.diffusion,
         guidance=dataclasses.replace(experiment.guidance, **variant.guidance),
         with_context=variant.sees_task_context,

@@ -39,7 +39,10 @@ CONFIG = AdaptationConfig(
     soft_prompt=SoftPromptConfig(**FEW_UPDATES),
 )
 """Every method's settings, cut down to a few updates."""
-SETTINGS = InputsSettings("expert", FewShotConfig(episodes=FEW_SHOT), CONTEXT_TRANSITIONS, CONFIG, NUM_PROMPTS, seed=0)
+TARGET_RETURN = -12.0
+SETTINGS = InputsSettings(
+    "expert", FewShotConfig(episodes=FEW_SHOT), CONTEXT_TRANSITIONS, CONFIG, NUM_PROMPTS, TARGET_RETURN, seed=0
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +70,9 @@ def models(small_dataset: Dataset, normaliser: Normaliser, tmp_path_factory: pyt
     builder = InputsBuilder(small_dataset, tiny_backbone(FAMILY), normaliser, SETTINGS)
     space = PromptSpace.fit(normaliser, builder.training.pool.prompts, FAMILY.horizon)
     for name, variant in DIFFUSERS.items():
-        with_context = variant.sees_task_context
-        diffuser = build_diffuser(DENOISER, DiffusionConfig(), space, FAMILY, with_context, "test")
-        document = diffuser_document(FAMILY, DENOISER, DiffusionConfig(), with_context)
+        denoiser, with_context = dataclasses.replace(DENOISER, **variant.denoiser), variant.sees_task_context
+        diffuser = build_diffuser(denoiser, DiffusionConfig(), space, FAMILY, with_context, "test")
+        document = diffuser_document(FAMILY, denoiser, DiffusionConfig(), with_context)
         found.diffusers[name] = save_diffuser(
             folder / f"diffuser-{name}", dict(diffuser.denoiser.state_dict()), document, space
         )
@@ -108,7 +111,7 @@ def few_shot_training(method: Method, models: Models, task: int, seed: int) -> D
         seed=seed,
         stage=f"few-shot-{task}",
         backbone_folder=models.backbones["prompt-dt"],
-        denoiser=DENOISER,
+        denoiser=dataclasses.replace(DENOISER, **variant.denoiser),
         diffusion=DiffusionConfig(),
         guidance=GuidanceConfig(batch_size=4, **variant.guidance),
         with_context=variant.sees_task_context,

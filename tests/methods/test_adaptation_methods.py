@@ -71,6 +71,7 @@ def test_registry_knows_each_method_by_its_own_name() -> None:
         assert method.backbone in BACKBONES
         assert method.diffuser is None or method.diffuser in DIFFUSERS
         assert method.diffuser is not None or not method.few_shot_updates
+        assert not (method.is_zero_shot and (method.few_shot_updates or method.qualities or method.reads_whole_task))
         assert method.summary
 
 
@@ -258,14 +259,14 @@ def test_only_diffusers_that_say_so_see_the_task_context(method: Method, make_in
     inputs = dataclasses.replace(make_inputs(method), few_shot_training=None)
     pool = inputs.few_shot.pool
     moved = dataclasses.replace(pool, transitions=pool.transitions + 1.0)
-    other = dataclasses.replace(inputs, few_shot=dataclasses.replace(inputs.few_shot, pool=moved))
+    other = dataclasses.replace(inputs, read_few_shot=lambda: dataclasses.replace(inputs.few_shot, pool=moved))
     unchanged = equal(method.adapt(inputs).policy.prompts, method.adapt(other).policy.prompts)
     assert unchanged != DIFFUSERS[method.diffuser].sees_task_context
 
 
 @every_generating_method
 def test_generating_without_a_diffuser_is_an_error(method: Method, make_inputs: MakeInputs) -> None:
-    inputs = dataclasses.replace(make_inputs(method), diffuser_folder=None)
+    inputs = dataclasses.replace(make_inputs(method), diffuser_folder=None, few_shot_training=None)
     with pytest.raises(ValueError, match="needs the folder of a trained diffuser"):
         method.adapt(inputs)
 

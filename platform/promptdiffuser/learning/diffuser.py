@@ -68,13 +68,14 @@ class Diffuser:
     @torch.no_grad()
     def prompts_for(self, few_shot: PromptPool, num_prompts: int, *address: int | str) -> Segments:
         """Generate prompts of the task of a few-shot set, which is their context; y comes from its episodes in turn."""
-        seen, num_episodes = self.seen(few_shot), len(few_shot.prompts)
         noise_KBX = self.draw_noise(num_prompts, *address).to(few_shot.transitions.device)
-        return self.generate(
-            seen.prompts_at(np.arange(num_prompts) % num_episodes),
-            seen.contexts_at(np.tile(np.arange(num_episodes), (num_prompts, 1))),
-            noise_KBX,
-        )
+        return self.generate(*self.conditions_in_turn(few_shot, num_prompts), noise_KBX)
+
+    def conditions_in_turn(self, few_shot: PromptPool, num_prompts: int) -> tuple[Segments, Tensor]:
+        """Return y (B, K*) of the few-shot episodes in turn, and for each all of their transitions (B, M, F)."""
+        seen, num_episodes = self.seen(few_shot), len(few_shot.prompts)
+        conditions = seen.prompts_at(np.arange(num_prompts) % num_episodes)
+        return conditions, seen.contexts_at(np.tile(np.arange(num_episodes), (num_prompts, 1)))
 
     def reconstruct(self, prompts: Segments, transitions_BMF: Tensor, step_B: Tensor, noise_BX: Tensor) -> Segments:
         """Return what a single prediction of x0 makes of noised prompts, at a noise level of each; differentiable."""

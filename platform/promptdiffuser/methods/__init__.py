@@ -1,7 +1,14 @@
 """Methods that adapt the frozen backbone to a task: one file each and one line in `METHODS`."""
 
 from promptdiffuser.errors import UserError
-from promptdiffuser.methods import other_task_prompt, prompt_diffuser, prompt_dt, prompt_tensor_tuning, soft_prompt
+from promptdiffuser.methods import (
+    other_task_prompt,
+    prompt_diffuser,
+    prompt_dt,
+    prompt_tensor_tuning,
+    soft_prompt,
+    zero_shot,
+)
 from promptdiffuser.methods.adaptation import Method
 
 METHODS: dict[str, Method] = {
@@ -12,6 +19,8 @@ METHODS: dict[str, Method] = {
         prompt_diffuser.PUBLISHED,
         prompt_diffuser.WITH_CONTEXT,
         prompt_diffuser.MULTI_TASK,
+        *prompt_diffuser.ABLATIONS,
+        *zero_shot.METHODS,
         prompt_tensor_tuning.METHOD,
         soft_prompt.METHOD,
     )

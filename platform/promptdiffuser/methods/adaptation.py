@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,8 +40,8 @@ class AdaptationInputs:
     backbone: PromptDT
     """The frozen backbone; a method that changes weights changes a copy."""
     normaliser: Normaliser
-    few_shot: TaskData
-    """The target task's few-shot set."""
+    read_few_shot: Callable[[], TaskData]
+    """Reads the target task's few-shot set; zero-shot methods never call it."""
     few_shot_of: Callable[[Quality], TaskData]
     """Returns the first few-shot episodes of another quality, for methods that name it in `Method.qualities`."""
     training: Callable[[], TaskData]
@@ -53,16 +54,23 @@ class AdaptationInputs:
     """The diffuser's few-shot stage on this task; None leaves the diffuser as the multi-task training made it."""
     config: "AdaptationConfig"
     num_prompts: int
+    target_return: float
+    """Return that the evaluation asks for at the first step, in the unit of the reward."""
     seed: int
     folder: Path
     """Where an adaptation that takes long keeps checkpoints, so that it goes on where it was interrupted."""
     on_history: Callable[[History], None] = lambda history: None
     """Takes the metrics of a training within the adaptation, the whole history each time."""
 
+    @cached_property
+    def few_shot(self) -> TaskData:
+        """The target task's few-shot set."""
+        return self.read_few_shot()
+
     @property
     def device(self) -> torch.device:
         """Where data and backbone are."""
-        return self.few_shot.windows.device
+        return self.backbone.action_head.weight.device
 
     def few_shot_prompts(self, num_episodes: int | None = None) -> Segments:
         """Return `num_prompts` prompts of few-shot episodes in turn, of the first ones alone if a number is given."""
@@ -112,6 +120,8 @@ class Method:
     """Whether its diffuser is then trained on the few-shot episodes of each target task."""
     qualities: tuple[Quality, ...] = ()
     """Qualities of the target task's episodes that it asks for besides the few-shot set."""
+    is_zero_shot: bool = False
+    """Whether it sees nothing of the target task, the few-shot set neither."""
     changes_weights: bool = False
     """Whether the adapted policy has a backbone of its own; else the frozen one comes back as it was."""
     uses_simulator: bool = False

@@ -30,6 +30,8 @@ class InputsSettings:
     """Transitions of each episode that a task context sees."""
     config: AdaptationConfig
     num_prompts: int
+    target_return: float
+    """Return that the evaluation asks for at the first step, in the unit of the reward."""
     seed: int
 
 
@@ -51,14 +53,14 @@ class InputsBuilder:
         few_shot_training: DiffuserTraining | None = None,
         on_history: Callable[[History], None] = lambda history: None,
     ) -> AdaptationInputs:
-        """Return the inputs of one target task; of its episodes, only the few-shot set is read before it is asked."""
+        """Return the inputs of one target task; its episodes are read when they are asked for."""
         settings = self.settings
         return AdaptationInputs(
             task=task,
             family=self.dataset.family,
             backbone=self.backbone,
             normaliser=self.normaliser,
-            few_shot=self.few_shot([task], settings.few_shot),
+            read_few_shot=lambda: self.few_shot([task], settings.few_shot),
             few_shot_of=lambda quality: self.few_shot([task], replace(settings.few_shot, quality=quality)),
             training=lambda: self.training,
             whole_task=lambda: self._data(self.dataset.read([task], settings.few_shot.quality)),
@@ -66,6 +68,7 @@ class InputsBuilder:
             few_shot_training=few_shot_training,
             config=settings.config,
             num_prompts=settings.num_prompts,
+            target_return=settings.target_return,
             seed=settings.seed,
             folder=folder,
             on_history=on_history,

@@ -1,8 +1,11 @@
 """Prompt Diffuser: prompts generated from noise by a diffuser that was trained multi-task, then few-shot.
 
 `prompt-diffuser` is the published method, conditioned on y = (returns-to-go, timesteps) of a few-shot prompt.
-`prompt-diffuser-context` also sees the transitions of the few-shot episodes, because y hardly tells tasks apart.
+`prompt-diffuser-context` also sees the transitions of the few-shot episodes, because y hardly tells tasks apart. The
+paper's ablation arms differ from it in the losses that its diffuser follows, in both stages.
 """
+
+from torch import Tensor
 
 from promptdiffuser.data.windows import Segments
 from promptdiffuser.evaluation.policies import AdaptedPolicy
@@ -20,14 +23,19 @@ def adapt(inputs: AdaptationInputs) -> Adaptation:
 
 def adapted_diffuser(inputs: AdaptationInputs) -> Diffuser:
     """Return the diffuser after its few-shot stage on the task, or as it is if there is none."""
-    if inputs.diffuser_folder is None:
-        raise ValueError("prompt_diffuser needs the folder of a trained diffuser")
     training = inputs.few_shot_training
     if training is None:
-        return load_diffuser(inputs.diffuser_folder, inputs.family, inputs.device)
+        return trained_diffuser(inputs)
     task = training.learning_task(inputs.few_shot.windows, inputs.few_shot.pool, inputs.device)
     train(training, task, inputs.folder, on_checkpoint=inputs.on_history)
     return load_diffuser(inputs.folder / "model", inputs.family, inputs.device)
+
+
+def trained_diffuser(inputs: AdaptationInputs) -> Diffuser:
+    """Return the diffuser as the multi-task training made it."""
+    if inputs.diffuser_folder is None:
+        raise ValueError("prompt_diffuser needs the folder of a trained diffuser")
+    return load_diffuser(inputs.diffuser_folder, inputs.family, inputs.device)
 
 
 def cost_of(diffuser: Diffuser, inputs: AdaptationInputs) -> Cost:
@@ -39,8 +47,13 @@ def cost_of(diffuser: Diffuser, inputs: AdaptationInputs) -> Cost:
 
 
 def generate(diffuser: Diffuser, inputs: AdaptationInputs) -> Segments:
-    """Return generated prompts; y comes from the few-shot episodes in turn, the noise is addressed by prompt."""
+    """Return a prompt for each few-shot episode in turn, from noise of its own."""
     return diffuser.prompts_for(inputs.few_shot.pool, inputs.num_prompts, inputs.seed, "generate", inputs.task)
+
+
+def noise_of(diffuser: Diffuser, inputs: AdaptationInputs, num_prompts: int) -> Tensor:
+    """Return the noise (K, B, X) of reverse chains on a task."""
+    return diffuser.draw_noise(num_prompts, inputs.seed, "generate", inputs.task).to(inputs.device)
 
 
 PUBLISHED = Method("prompt-diffuser", adapt, "the published method", diffuser="published", few_shot_updates=True)
@@ -49,4 +62,12 @@ WITH_CONTEXT = Method(
 )
 MULTI_TASK = Method(
     "prompt-diffuser-multi-task", adapt, "task context, no training on the target task", diffuser="context"
+)
+ABLATIONS = tuple(
+    Method(f"prompt-diffuser-{arm}", adapt, f"task context, {losses}", diffuser=f"context-{arm}", few_shot_updates=True)
+    for arm, losses in (
+        ("dm", "denoising loss alone (ab:dm)"),
+        ("dt", "downstream loss alone (ab:dt)"),
+        ("sum", "sum of both gradients (ab:all)"),
+    )
 )
