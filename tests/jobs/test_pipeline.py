@@ -15,7 +15,7 @@ from tests import tiny
 
 pytestmark = pytest.mark.ray
 FAMILY = FAMILIES["cheetah-vel"]
-STAGES = {"collect", "pretrain", "diffuser-prompt-diffuser-context", "few-shot", "evaluate"}
+STAGES = {"collect", "pretrain", "diffuser-context", "adapt", "evaluate"}
 INSIDE = {"diffuser-context": "context", "adapt": "prompt-diffuser-context"}
 """Stages that look inside diffusers, and the name of one that they look at."""
 
