@@ -52,7 +52,7 @@ class SamplerTable:
     """Which diffuser is trained, multi-task only."""
     samplers: tuple[str, ...] = ("ddpm:50", "ddim:50", "ddim:5", "dpm-solver:5", "ddpm:5")
     """NAME:LEVELS of the samplers to compare; the first is the one that the others are compared with."""
-    training_seeds: int = 5
+    training_seeds: int = 3
     """Diffusers, from the experiment's seed on."""
     generation_seeds: int = 5
     """Times that each diffuser generates a prompt for every window and draw."""
