@@ -35,7 +35,12 @@ class MethodPlan:
 
     @property
     def diffusers(self) -> dict[int, Path]:
-        """Target task -> folder of the diffuser that makes its prompts; nothing for methods without one."""
+        """Target task -> folder of the diffuser that makes its prompts from its few-shot set.
+
+        Nothing for methods without a diffuser, and for zero-shot ones, which make prompts from something else.
+        """
+        if get_method(self.method).is_zero_shot:
+            return {}
         trained = {c.task: c.folder / "model" if c.few_shot_training else c.diffuser_folder for c in self.cells}
         return {task: folder for task, folder in trained.items() if folder is not None}
 
