@@ -109,8 +109,9 @@ def which_is_best(page: Page, folder: Path, address: str) -> None:
         expect(page.locator(".ag-header").get_by_text(column, exact=True)).to_be_visible()
     keep(page, folder / "mlflow-best.png")
     page.goto(f"{page.url}&compareRunsMode=CHART")
-    expect(page.get_by_text("test/return", exact=True).first).to_be_visible()
-    expect(page.locator(".js-plotly-plot .bars .point").first).to_be_visible()
+    page.get_by_placeholder("Search metric charts").fill("test/")
+    expect(page.get_by_role("heading", name="test/return", exact=True)).to_be_visible()
+    expect(page.locator(".js-plotly-plot .bars .point").last).to_be_visible()
     keep(page, folder / "mlflow-charts.png")
 
 
@@ -121,6 +122,10 @@ def what_differs(page: Page, folder: Path, address: str) -> None:
         page.get_by_role("checkbox", name="Press Space to toggle row selection").nth(row).check()
     page.get_by_role("button", name="Compare", exact=True).click()
     expect(page.get_by_text("Comparing 2 Runs")).to_be_visible()
+    for part in ("Visualizations", "Run details"):
+        page.get_by_text(part, exact=True).click()
+    page.get_by_role("switch", name="Parameters - Show diff only").check()
+    expect(page.get_by_text("pretraining.optimisation.steps").last).to_be_visible()
     keep(page, folder / "mlflow-differs.png")
 
 
