@@ -10,9 +10,10 @@ help:  ## list these targets
 run: .venv/.installed  ## the whole pipeline on its smallest recipe
 	.venv/bin/python jobs/pipeline.py quickstart
 
-# A test keeps a core half busy: it waits for processes that start. The order is that of tests/conftest.py.
-test: lint  ## lint, then every test, in two processes
-	.venv/bin/python -m pytest -q --numprocesses=2 --dist=loadgroup --no-loadscope-reorder
+# Ray spreads its tests over the cores itself.
+test: lint  ## lint, then every test
+	.venv/bin/python -m pytest -q -m "not ray" --numprocesses=2 --dist=loadfile
+	.venv/bin/python -m pytest -q -m ray
 
 lint: .venv/.installed  ## style, types and the rules on who may import whom
 	.venv/bin/ruff check

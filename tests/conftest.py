@@ -19,16 +19,6 @@ EPISODES: dict[Quality, int] = {"expert": 3, "random": 2}
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep in one process of `make test` what shares costly fixtures, and begin with what takes longest."""
-    of_tiny_run = {item.path for item in items if "tiny_run" in item.fixturenames}
-    with_ray = {item.path for item in items if item.get_closest_marker("ray")}
-    items.sort(key=lambda item: (item.path not in of_tiny_run, item.path not in with_ray))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("tiny_run" if item.path in of_tiny_run else item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """Start a local Ray cluster as jobs do; tests never start one themselves."""
