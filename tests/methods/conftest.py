@@ -19,6 +19,7 @@ from promptdiffuser.learning.model_folders import build_diffuser, diffuser_docum
 from promptdiffuser.learning.trainings import DiffuserTraining
 from promptdiffuser.methods.adaptation import AdaptationInputs, Method
 from promptdiffuser.methods.backbones import BACKBONES, backbone_config
+from promptdiffuser.methods.best_of import BestOfConfig
 from promptdiffuser.methods.config import AdaptationConfig
 from promptdiffuser.methods.diffusers import DIFFUSERS
 from promptdiffuser.methods.inputs import InputsBuilder, InputsSettings
@@ -35,6 +36,7 @@ CONTEXT_TRANSITIONS = 4
 DENOISER = DenoiserConfig(hidden=16, depth=1, context_features=4, context_hidden=8)
 FEW_UPDATES: dict[str, Any] = {"steps": 3, "batch_steps": 12, "check_every": 2}
 CONFIG = AdaptationConfig(
+    best_of=BestOfConfig(candidates=3, batch_steps=12),
     prompt_tensor_tuning=PromptTensorTuningConfig(**FEW_UPDATES),
     soft_prompt=SoftPromptConfig(**FEW_UPDATES),
 )

@@ -2,6 +2,7 @@
 
 from promptdiffuser.errors import UserError
 from promptdiffuser.methods import (
+    best_of,
     other_task_prompt,
     prompt_diffuser,
     prompt_dt,
@@ -21,6 +22,7 @@ METHODS: dict[str, Method] = {
         prompt_diffuser.MULTI_TASK,
         *prompt_diffuser.ABLATIONS,
         *zero_shot.METHODS,
+        *best_of.METHODS,
         prompt_tensor_tuning.METHOD,
         soft_prompt.METHOD,
     )

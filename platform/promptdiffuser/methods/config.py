@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from promptdiffuser.methods.best_of import BestOfConfig
 from promptdiffuser.methods.prompt_tensor_tuning import PromptTensorTuningConfig
 from promptdiffuser.methods.soft_prompt import SoftPromptConfig
 
@@ -10,5 +11,6 @@ from promptdiffuser.methods.soft_prompt import SoftPromptConfig
 class AdaptationConfig:
     """Settings of the adaptation methods; none is chosen on test tasks."""
 
+    best_of: BestOfConfig = field(default_factory=BestOfConfig)
     prompt_tensor_tuning: PromptTensorTuningConfig = field(default_factory=PromptTensorTuningConfig)
     soft_prompt: SoftPromptConfig = field(default_factory=SoftPromptConfig)
