@@ -151,3 +151,25 @@ def test_sigmas_that_do_not_exceed_the_data_are_refused(monkeypatch: pytest.Monk
     monkeypatch.setitem(SCHEDULES, "short", partial(edm, sigma_max=5.0))
     with pytest.raises(ValueError, match=r"diffusion\.schedule 'short' with diffusion\.steps 20 keeps .* 0\.038"):
         DiffusionConfig("short", 20)
+
+
+@every_prediction
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_chain_goes_on_with_the_x0_that_it_is_steered_to(sampler: str, prediction: str) -> None:
+    """Steered by nothing the samples are the same, steered to a point they end there, within the bounds."""
+    process, noise_KBX = bounded(DiffusionConfig(sampler=sampler, prediction=prediction), 0.5), normal(5, 8, 7)
+    seen: list[tuple[int, Tensor]] = []
+
+    def predict(x_BX: Tensor, step_B: Tensor) -> Tensor:
+        return 0.3 * x_BX
+
+    def look(x0_BX: Tensor, level: int) -> Tensor:
+        seen.append((level, x0_BX))
+        return x0_BX
+
+    assert torch.equal(process.sample(predict, noise_KBX, look), process.sample(predict, noise_KBX))
+    assert sorted({level for level, _ in seen}) == [0, 1, 2, 3, 4]
+    assert all(x0_BX.abs().max() <= 0.5 for _, x0_BX in seen)
+    point = torch.linspace(-1, 1, 7)
+    steered = process.sample(predict, noise_KBX, lambda x0_BX, level: point.expand_as(x0_BX))
+    torch.testing.assert_close(steered, point.clamp(-0.5, 0.5).expand_as(steered), atol=1e-5, rtol=1e-5)

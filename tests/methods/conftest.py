@@ -16,6 +16,7 @@ from promptdiffuser.diffusion.prompt_space import PromptSpace
 from promptdiffuser.learning.engine import OptimisationConfig
 from promptdiffuser.learning.guidance import GuidanceConfig
 from promptdiffuser.learning.model_folders import build_diffuser, diffuser_document, save_backbone, save_diffuser
+from promptdiffuser.learning.steering import SamplingGuidanceConfig
 from promptdiffuser.learning.trainings import DiffuserTraining
 from promptdiffuser.methods.adaptation import AdaptationInputs, Method
 from promptdiffuser.methods.backbones import BACKBONES, backbone_config
@@ -37,6 +38,7 @@ DENOISER = DenoiserConfig(hidden=16, depth=1, context_features=4, context_hidden
 FEW_UPDATES: dict[str, Any] = {"steps": 3, "batch_steps": 12, "check_every": 2}
 CONFIG = AdaptationConfig(
     best_of=BestOfConfig(candidates=3, batch_steps=12),
+    guided=SamplingGuidanceConfig(batch_steps=12),
     prompt_tensor_tuning=PromptTensorTuningConfig(**FEW_UPDATES),
     soft_prompt=SoftPromptConfig(**FEW_UPDATES),
 )

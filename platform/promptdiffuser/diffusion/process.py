@@ -15,6 +15,9 @@ from promptdiffuser.diffusion.predictions import PREDICTIONS
 from promptdiffuser.diffusion.samplers import SAMPLERS, Levels, check_sampler
 from promptdiffuser.diffusion.schedules import betas
 
+Steer = Callable[[Tensor, int], Tensor]
+"""(predicted x0 (B, X), place of the level among the K visited, from the noisiest) -> x0 (B, X) to go on with."""
+
 
 @dataclass(frozen=True)
 class DiffusionConfig:
@@ -93,25 +96,32 @@ class Diffusion:
         """Return what the denoiser should predict of `noised` with the same arguments."""
         return self.prediction.target(x0_BX, noise_BX, self.signal_N[step_B, None], self.deviation_N[step_B, None])
 
+    def clipped(self, x0_BX: Tensor) -> Tensor:
+        """Return x0 within the bounds of the data, unless clipping is off."""
+        return torch.minimum(torch.maximum(x0_BX, self.low_X), self.high_X) if self.config.clip else x0_BX
+
     def predict_x0(self, noised_BX: Tensor, step: int | Tensor, predicted_BX: Tensor) -> Tensor:
         """Return x0 as a prediction implies it, clipped to the bounds unless that is off.
 
         `step` is the level of all rows, or that of each (B, 1).
         """
-        x0_BX = self.prediction.x0(noised_BX, predicted_BX, self.signal_N[step], self.deviation_N[step])
-        return torch.minimum(torch.maximum(x0_BX, self.low_X), self.high_X) if self.config.clip else x0_BX
+        return self.clipped(self.prediction.x0(noised_BX, predicted_BX, self.signal_N[step], self.deviation_N[step]))
 
-    def sample(self, predict: Callable[[Tensor, Tensor], Tensor], noise_KBX: Tensor) -> Tensor:
+    def sample(
+        self, predict: Callable[[Tensor, Tensor], Tensor], noise_KBX: Tensor, steer: Steer | None = None
+    ) -> Tensor:
         """Run the reverse chain from noise_KBX[-1]; differentiable in the predictor (reparameterised).
 
         Args:
             predict: (noised (B, X), step (B,)) -> prediction (B, X).
             noise_KBX: (K, B, X) standard normal: the start, and the noise added on entering each lower level.
+            steer: Moves every predicted x0 before the chain goes on with it, within the bounds of the data.
         """
 
         def denoise(x_BX: Tensor, level: int) -> Tensor:
             step = self.steps[level]
             step_B = torch.full((len(x_BX),), step, device=x_BX.device)
-            return self.predict_x0(x_BX, step, predict(x_BX, step_B))
+            x0_BX = self.predict_x0(x_BX, step, predict(x_BX, step_B))
+            return x0_BX if steer is None else self.clipped(steer(x0_BX, level))
 
         return SAMPLERS[self.config.sampler].run(denoise, self.levels, self.config.temperature * noise_KBX)

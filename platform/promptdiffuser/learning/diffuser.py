@@ -17,7 +17,7 @@ from torch import Tensor
 
 from promptdiffuser.data.plans import Address, Planner
 from promptdiffuser.data.windows import PromptPool, Segments, WindowSource
-from promptdiffuser.diffusion.process import Diffusion
+from promptdiffuser.diffusion.process import Diffusion, Steer
 from promptdiffuser.diffusion.prompt_space import PromptSpace
 from promptdiffuser.learning.backbone import squared_action_errors
 from promptdiffuser.learning.engine import FlatParameters, Joined, Share
@@ -48,11 +48,17 @@ class Diffuser:
         return torch.randn(shape, generator=torch_generator(*address))
 
     def generate(
-        self, conditions: Segments, transitions_BMF: Tensor, noise_KBX: Tensor, num_tracked: int = 0
+        self,
+        conditions: Segments,
+        transitions_BMF: Tensor,
+        noise_KBX: Tensor,
+        num_tracked: int = 0,
+        steer: Steer | None = None,
     ) -> Segments:
         """Generate a prompt for each condition and task context by the full reverse chain.
 
-        It is differentiable, through the predictions at its last `num_tracked` levels alone unless that is 0.
+        It is differentiable, through the predictions at its last `num_tracked` levels alone unless that is 0. What
+        guides at sampling time moves the predicted x0 by `steer`.
         """
         condition_BC = self.denoiser.condition(self.space.condition(conditions), transitions_BMF)
         first_tracked = self.diffusion.steps[-num_tracked]
@@ -63,7 +69,7 @@ class Diffuser:
             with torch.set_grad_enabled(tracked and torch.is_grad_enabled()):
                 return self.denoiser.guided(x_BX, step_B, condition_BC)
 
-        return self.space.decode(self.diffusion.sample(predict, noise_KBX), conditions)
+        return self.space.decode(self.diffusion.sample(predict, noise_KBX, steer), conditions)
 
     @torch.no_grad()
     def prompts_for(self, few_shot: PromptPool, num_prompts: int, *address: int | str) -> Segments:

@@ -13,12 +13,50 @@ WEIGHT_SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda progress: progress,
     "cosine": lambda progress: 0.5 * (1 - math.cos(math.pi * progress)),
 }
-"""Progress through the guided updates in (0, 1] -> share of the way from the initial weight to the weight."""
+"""Progress in (0, 1] -> share of the way from the initial weight to the weight."""
 
 
 @dataclass(frozen=True)
-class GuidanceConfig:
-    """How the downstream loss guides the diffuser."""
+class ScheduledWeight:
+    """A weight of the downstream gradient and how it changes in the course of what it guides."""
+
+    weight: float = 1.0
+    """Guidance weight at the end; 0 is no guidance."""
+    weight_schedule: str = "constant"
+    """constant, linear or cosine: how the weight goes from `initial_weight` to `weight`."""
+    initial_weight: float = 0.0
+    """Weight that a linear or cosine schedule starts from; above `weight`, guidance fades out."""
+
+    def check_weight(self, section: str) -> None:
+        """Refuse an unknown schedule and impossible weights, by the name of the configuration."""
+        if self.weight_schedule not in WEIGHT_SCHEDULES:
+            raise ValueError(
+                f"{section}.weight_schedule {self.weight_schedule!r} is unknown; known: {', '.join(WEIGHT_SCHEDULES)}"
+            )
+        for name in ("weight", "initial_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{section}.{name} must not be negative and must be finite, got {getattr(self, name)}")
+        if self.initial_weight and self.weight_schedule == "constant":
+            raise ValueError(
+                f"{section}.initial_weight needs {section}.weight_schedule linear or cosine, a constant weight has none"
+            )
+
+    @property
+    def acts(self) -> bool:
+        """Whether the downstream loss is there at all."""
+        return max(self.weight, self.initial_weight) > 0
+
+    def weight_at(self, progress: float) -> float:
+        """Return the weight after a share (0, 1] of what is guided; the last one is `weight`."""
+        if self.weight_schedule == "constant":
+            return self.weight
+        share = WEIGHT_SCHEDULES[self.weight_schedule](progress)
+        return self.initial_weight + share * (self.weight - self.initial_weight)
+
+
+@dataclass(frozen=True)
+class GuidanceConfig(ScheduledWeight):
+    """How the downstream loss guides the training of the diffuser."""
 
     weight: float = 5.0
     """Guidance weight lambda of the downstream gradient; 0 trains on the denoising loss alone. The paper has 1."""
@@ -60,7 +98,6 @@ class GuidanceConfig:
         """Refuse unknown rules, impossible sizes and choices that contradict each other."""
         known = {
             "projection": tuple(PROJECTIONS),
-            "weight_schedule": tuple(WEIGHT_SCHEDULES),
             "losses": ("joint", "alternating", "downstream"),
             "project": ("gradient", "update"),
             "path": ("chain", "one-step"),
@@ -68,13 +105,7 @@ class GuidanceConfig:
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"guidance.{name} {getattr(self, name)!r} is unknown; known: {', '.join(values)}")
-        for name in ("weight", "initial_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"guidance.{name} must not be negative and must be finite, got {getattr(self, name)}")
-        if self.initial_weight and self.weight_schedule == "constant":
-            raise ValueError(
-                "guidance.initial_weight needs guidance.weight_schedule linear or cosine, a constant weight has none"
-            )
+        self.check_weight("guidance")
         if not 0 < self.energy <= 1:
             raise ValueError(f"guidance.energy must be in (0, 1], got {self.energy}")
         if not 0 <= self.memory_decay < 1:
@@ -100,15 +131,3 @@ class GuidanceConfig:
                 "guidance.match_norms must be off with guidance.losses downstream: L_DM is to be left out, its "
                 "gradient's length too"
             )
-
-    @property
-    def acts(self) -> bool:
-        """Whether the downstream loss is there at all."""
-        return max(self.weight, self.initial_weight) > 0
-
-    def weight_at(self, progress: float) -> float:
-        """Return lambda after a share of a stage's guided updates, (0, 1]; the last update has `weight`."""
-        if self.weight_schedule == "constant":
-            return self.weight
-        share = WEIGHT_SCHEDULES[self.weight_schedule](progress)
-        return self.initial_weight + share * (self.weight - self.initial_weight)

@@ -3,6 +3,7 @@
 from promptdiffuser.errors import UserError
 from promptdiffuser.methods import (
     best_of,
+    guided,
     other_task_prompt,
     prompt_diffuser,
     prompt_dt,
@@ -23,6 +24,7 @@ METHODS: dict[str, Method] = {
         *prompt_diffuser.ABLATIONS,
         *zero_shot.METHODS,
         *best_of.METHODS,
+        guided.METHOD,
         prompt_tensor_tuning.METHOD,
         soft_prompt.METHOD,
     )

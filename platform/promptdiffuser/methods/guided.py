@@ -1,0 +1,36 @@
+"""Prompt Diffuser guided at sampling time: the few-shot loss moves the prompts while they are generated.
+
+The diffuser is not trained on the target task; all that is fitted to it are the prompts' own states and actions.
+"""
+
+import torch
+
+from promptdiffuser.evaluation.policies import AdaptedPolicy
+from promptdiffuser.learning.steering import FewShotSteering
+from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Cost, Method
+from promptdiffuser.methods.prompt_diffuser import few_shot_conditions, noise_of, trained_diffuser
+
+
+@torch.no_grad()
+def adapt(inputs: AdaptationInputs) -> Adaptation:
+    """Generate from the same conditions and noise as without guidance."""
+    diffuser, few_shot = trained_diffuser(inputs), inputs.few_shot
+    conditions, transitions_BMF = few_shot_conditions(diffuser, inputs)
+    steering = FewShotSteering(
+        diffuser,
+        conditions,
+        inputs.backbone,
+        few_shot.windows,
+        few_shot.pool.index,
+        inputs.config.guided,
+        (inputs.seed, "guided", inputs.task),
+    )
+    noise_KBX = noise_of(diffuser, inputs, inputs.num_prompts)
+    prompts = diffuser.generate(conditions, transitions_BMF, noise_KBX, steer=steering)
+    numbers = prompts.states[0].numel() + prompts.actions[0].numel()
+    return Adaptation(AdaptedPolicy(inputs.backbone, prompts), Cost(numbers, steering.gradient_steps))
+
+
+METHOD = Method(
+    "prompt-diffuser-guided", adapt, "task context, few-shot loss guides generation alone", diffuser="context"
+)
