@@ -8,14 +8,14 @@ import torch
 from promptdiffuser.evaluation.policies import AdaptedPolicy
 from promptdiffuser.learning.steering import FewShotSteering
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Cost, Method
-from promptdiffuser.methods.prompt_diffuser import few_shot_conditions, noise_of, trained_diffuser
+from promptdiffuser.methods.prompt_diffuser import noise_of, trained_diffuser
 
 
 @torch.no_grad()
 def adapt(inputs: AdaptationInputs) -> Adaptation:
     """Generate from the same conditions and noise as without guidance."""
     diffuser, few_shot = trained_diffuser(inputs), inputs.few_shot
-    conditions, transitions_BMF = few_shot_conditions(diffuser, inputs)
+    conditions, transitions_BMF = diffuser.conditions_in_turn(few_shot.pool, inputs.num_prompts)
     steering = FewShotSteering(
         diffuser,
         conditions,
