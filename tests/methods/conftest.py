@@ -19,12 +19,17 @@ from promptdiffuser.learning.model_folders import build_diffuser, diffuser_docum
 from promptdiffuser.learning.steering import SamplingGuidanceConfig
 from promptdiffuser.learning.trainings import DiffuserTraining
 from promptdiffuser.methods.adaptation import AdaptationInputs, Method
+from promptdiffuser.methods.adapters import AdaptersConfig
 from promptdiffuser.methods.backbones import BACKBONES, backbone_config
 from promptdiffuser.methods.best_of import BestOfConfig
 from promptdiffuser.methods.config import AdaptationConfig
 from promptdiffuser.methods.diffusers import DIFFUSERS
+from promptdiffuser.methods.fine_tuning import FineTuningConfig
 from promptdiffuser.methods.inputs import InputsBuilder, InputsSettings
+from promptdiffuser.methods.lora import LoraConfig
+from promptdiffuser.methods.prompt_bandit import PromptBanditConfig
 from promptdiffuser.methods.prompt_tensor_tuning import PromptTensorTuningConfig
+from promptdiffuser.methods.prompt_tuning_dt import PromptTuningDTConfig, PromptTuningDTOnlineConfig
 from promptdiffuser.methods.soft_prompt import SoftPromptConfig
 from promptdiffuser.models.denoiser import DenoiserConfig
 from promptdiffuser.tasks import FAMILIES
@@ -41,6 +46,12 @@ CONFIG = AdaptationConfig(
     guided=SamplingGuidanceConfig(batch_steps=12),
     prompt_tensor_tuning=PromptTensorTuningConfig(**FEW_UPDATES),
     soft_prompt=SoftPromptConfig(**FEW_UPDATES),
+    prompt_tuning_dt=PromptTuningDTConfig(steps=2, perturbations=3, batch_steps=12),
+    prompt_tuning_dt_online=PromptTuningDTOnlineConfig(steps=1, perturbations=2),
+    prompt_bandit=PromptBanditConfig(episodes=4, at_a_time=2, fit_steps=5),
+    adapters=AdaptersConfig(**FEW_UPDATES, bottleneck=4),
+    lora=LoraConfig(**FEW_UPDATES, rank=2),
+    fine_tuning=FineTuningConfig(**FEW_UPDATES),
 )
 """Every method's settings, cut down to a few updates."""
 TARGET_RETURN = -12.0

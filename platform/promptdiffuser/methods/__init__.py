@@ -2,12 +2,17 @@
 
 from promptdiffuser.errors import UserError
 from promptdiffuser.methods import (
+    adapters,
     best_of,
+    fine_tuning,
     guided,
+    lora,
     other_task_prompt,
+    prompt_bandit,
     prompt_diffuser,
     prompt_dt,
     prompt_tensor_tuning,
+    prompt_tuning_dt,
     soft_prompt,
     zero_shot,
 )
@@ -27,6 +32,13 @@ METHODS: dict[str, Method] = {
         guided.METHOD,
         prompt_tensor_tuning.METHOD,
         soft_prompt.METHOD,
+        prompt_tuning_dt.OFFLINE,
+        prompt_tuning_dt.ONLINE,
+        *prompt_bandit.ALL,
+        adapters.METHOD,
+        lora.METHOD,
+        fine_tuning.FEW_SHOT,
+        fine_tuning.WHOLE_TASK,
     )
 }
 

@@ -3,8 +3,13 @@
 from dataclasses import dataclass, field
 
 from promptdiffuser.learning.steering import SamplingGuidanceConfig
+from promptdiffuser.methods.adapters import AdaptersConfig
 from promptdiffuser.methods.best_of import BestOfConfig
+from promptdiffuser.methods.fine_tuning import FineTuningConfig
+from promptdiffuser.methods.lora import LoraConfig
+from promptdiffuser.methods.prompt_bandit import PromptBanditConfig
 from promptdiffuser.methods.prompt_tensor_tuning import PromptTensorTuningConfig
+from promptdiffuser.methods.prompt_tuning_dt import PromptTuningDTConfig, PromptTuningDTOnlineConfig
 from promptdiffuser.methods.soft_prompt import SoftPromptConfig
 
 
@@ -16,3 +21,9 @@ class AdaptationConfig:
     guided: SamplingGuidanceConfig = field(default_factory=SamplingGuidanceConfig)
     prompt_tensor_tuning: PromptTensorTuningConfig = field(default_factory=PromptTensorTuningConfig)
     soft_prompt: SoftPromptConfig = field(default_factory=SoftPromptConfig)
+    prompt_tuning_dt: PromptTuningDTConfig = field(default_factory=PromptTuningDTConfig)
+    prompt_tuning_dt_online: PromptTuningDTOnlineConfig = field(default_factory=PromptTuningDTOnlineConfig)
+    prompt_bandit: PromptBanditConfig = field(default_factory=PromptBanditConfig)
+    adapters: AdaptersConfig = field(default_factory=AdaptersConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    fine_tuning: FineTuningConfig = field(default_factory=FineTuningConfig)

@@ -12,6 +12,7 @@ from promptdiffuser.evaluation.policies import AdaptedPolicy
 from promptdiffuser.learning.backbone import freeze
 from promptdiffuser.learning.checkpoint import load_checkpoint, save_checkpoint
 from promptdiffuser.methods.adaptation import Adaptation, Cost
+from promptdiffuser.models.adapters import add_adapters, bottleneck_in
 from promptdiffuser.models.backbone import PromptDT
 
 TOKENS = "tokens"
@@ -39,8 +40,10 @@ def load_adaptation(folder: Path, frozen: PromptDT) -> Adaptation:
     prompts = checkpoint.tensors["prompts"]
     backbone = frozen
     if "weights" in checkpoint.tensors:
-        backbone = freeze(copy.deepcopy(frozen))
-        backbone.load_state_dict(frozen.state_dict() | checkpoint.tensors["weights"])
+        weights, backbone = checkpoint.tensors["weights"], copy.deepcopy(frozen)
+        if bottleneck := bottleneck_in(weights):
+            add_adapters(backbone, bottleneck, torch.Generator())
+        freeze(backbone).load_state_dict(frozen.state_dict() | weights)
     return Adaptation(
         AdaptedPolicy(backbone, prompts[TOKENS] if TOKENS in prompts else Segments(**prompts)),
         Cost(**checkpoint.documents["cost"]),

@@ -173,6 +173,17 @@ class PromptDT(nn.Module):
         tokens_BPD: Tensor = self.embed_prompt(prompt if self.config.sees_prompt else prompt.first(0))
         return tokens_BPD
 
+    def prompt_hidden(self, prompt: Prompt, attend: Attention | None = None) -> Tensor:
+        """Return what the blocks make of the prompt's tokens (B, P, D), which see none of the history.
+
+        `attend` stands in the place of causal attention among them, for those who keep keys and values.
+        """
+        hidden_BPD: Tensor = self.embedding_norm(self.prompt_tokens(prompt))
+        attend = attend or causal_attention(hidden_BPD.shape[1], slice(None), hidden_BPD.device)
+        for block in self.blocks:
+            hidden_BPD = block(hidden_BPD, slice(None), attend)
+        return hidden_BPD
+
     def read_actions(self, hidden_BQD: Tensor) -> Tensor:
         """Return the actions (B, Q, A) that state tokens decide on."""
         return torch.tanh(self.action_head(self.final_norm(hidden_BQD)))

@@ -78,7 +78,6 @@ class Decoder:
         if not self.num_prompt:
             return
         causal = causal_attention(self.num_prompt, slice(None), self.device)
-        hidden_NPD = self.backbone.embedding_norm(self.backbone.prompt_tokens(self._in_format(prompts)))
         remembered: list[tuple[Tensor, Tensor]] = []
 
         def remembering(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -86,9 +85,9 @@ class Decoder:
             return causal(query, key, value)
 
         of_prompt = slice(0, self.num_prompt)
-        for layer in range(self.layers):
-            hidden_NPD = self._block(layer)(hidden_NPD, slice(None), remembering)
-            self._keys[layer][rows_N, :, of_prompt], self._values[layer][rows_N, :, of_prompt] = remembered[-1]
+        self.backbone.prompt_hidden(self._in_format(prompts), remembering)
+        for layer, (key, value) in enumerate(remembered):
+            self._keys[layer][rows_N, :, of_prompt], self._values[layer][rows_N, :, of_prompt] = key, value
 
     @torch.inference_mode()
     def decide(self, actions_before_BA: Tensor, returns_to_go_B: Tensor, states_BS: Tensor) -> Tensor:

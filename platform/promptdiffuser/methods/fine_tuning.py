@@ -1,0 +1,47 @@
+"""Fine-tuning of all weights of the backbone, on the few-shot episodes or on all episodes of the target task.
+
+`fine-tuning` is Prompt-DT-FT. The public code makes 10 updates of AdamW at 1e-4 with weight decay 1e-4 on 256 windows
+(mxu34/prompt-dt at 5f665e5, pdt_main.py); how many the papers make is not known, so here the number is chosen by early
+stopping. `fine-tuning-whole-task` is the papers' "full data": an upper bound, no few-shot method.
+"""
+
+from dataclasses import dataclass
+
+from promptdiffuser.learning.tuning import TuningConfig
+from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
+from promptdiffuser.methods.tuned_weights import tune_weights
+from promptdiffuser.models.backbone import PromptDT
+
+
+@dataclass(frozen=True)
+class FineTuningConfig(TuningConfig):
+    """Settings of fine-tuning and fine-tuning-whole-task."""
+
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-4
+    batch_steps: int = 640
+
+
+def adapt(inputs: AdaptationInputs) -> Adaptation:
+    """Tune a copy of the backbone on the few-shot episodes."""
+    return tune_weights(inputs, inputs.config.fine_tuning, inputs.few_shot, FEW_SHOT.name, _all_trainable)
+
+
+def adapt_to_whole_task(inputs: AdaptationInputs) -> Adaptation:
+    """Tune a copy of the backbone on all episodes of the target task."""
+    config = inputs.config.fine_tuning
+    return tune_weights(inputs, config, inputs.whole_task(), WHOLE_TASK.name, _all_trainable)
+
+
+def _all_trainable(backbone: PromptDT) -> PromptDT:
+    return backbone.requires_grad_()
+
+
+FEW_SHOT = Method("fine-tuning", adapt, "all weights tuned on the few-shot episodes", changes_weights=True)
+WHOLE_TASK = Method(
+    "fine-tuning-whole-task",
+    adapt_to_whole_task,
+    "all weights tuned on all data of the task: an upper bound",
+    changes_weights=True,
+    reads_whole_task=True,
+)

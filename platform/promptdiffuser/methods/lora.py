@@ -1,0 +1,45 @@
+"""LoRA (Hu et al. 2022): low-rank changes of every block's weight matrices, tuned on few-shot episodes, then merged."""
+
+from dataclasses import dataclass
+
+from promptdiffuser.learning.tuning import TuningConfig
+from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
+from promptdiffuser.methods.tuned_weights import tune_weights
+from promptdiffuser.models.adapters import add_low_rank, merge_low_rank
+from promptdiffuser.seeding import torch_generator
+
+
+@dataclass(frozen=True)
+class LoraConfig(TuningConfig):
+    """Settings of lora."""
+
+    learning_rate: float = 1e-3
+    batch_steps: int = 640
+    rank: int = 4
+    """Rank of the change of a weight matrix."""
+    alpha: float = 8.0
+    """The change is multiplied by alpha / rank."""
+
+    def __post_init__(self) -> None:
+        """Refuse changes that are none."""
+        super().__post_init__()
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, got {self.rank}")
+        if self.alpha <= 0:
+            raise ValueError(f"alpha must be positive, got {self.alpha}")
+
+
+def adapt(inputs: AdaptationInputs) -> Adaptation:
+    """Tune low-rank changes of a copy of the backbone and add them to its weights."""
+    config, generator = inputs.config.lora, torch_generator(inputs.seed, "lora", inputs.task, "initial")
+    return tune_weights(
+        inputs,
+        config,
+        inputs.few_shot,
+        "lora",
+        prepare=lambda backbone: add_low_rank(backbone, config.rank, config.alpha, generator),
+        finish=merge_low_rank,
+    )
+
+
+METHOD = Method("lora", adapt, "low-rank changes of every block's weights, tuned", changes_weights=True)
