@@ -62,7 +62,7 @@ def plan(workspace: Workspace, name: str) -> MethodPlan:
         diffuser_folder = workspace.finished(train_diffuser.stage(workspace, method.diffuser)) / "model"
         content["diffuser"] = (diffuser_folder / "manifest.json").read_text()
     if method.diffuser is not None and method.few_shot_updates:
-        trainings = {task: train_diffuser.few_shot_training(workspace, method.diffuser, task) for task in tasks}
+        trainings = {task: train_diffuser.few_shot_of(workspace, method.diffuser, task) for task in tasks}
         content["few_shot"] = {task: train_diffuser.settings_of(training) for task, training in trainings.items()}
     fingerprint = fingerprint_of(content)
     folder = workspace.folder / "adaptations" / f"{name}-{fingerprint[:8]}"

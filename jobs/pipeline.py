@@ -2,6 +2,7 @@
 
 python jobs/pipeline.py quickstart
 python jobs/pipeline.py --from-run RUN_ID        (the experiment of an MLflow run again)
+python jobs/pipeline.py --from-file best.json    (a saved experiment, such as the best configuration of a sweep)
 """
 
 import json
@@ -19,6 +20,7 @@ import tyro
 from rich.table import Table
 from workspace import JobOptions, Workspace, exit_status, run_job
 
+from promptdiffuser.errors import UserError
 from promptdiffuser.experiment import Experiment
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tracking.store import read_json, resolve_uri
@@ -73,20 +75,38 @@ def _table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def _run_again(from_run: str, outputs: Path = Path("outputs")) -> None:
-    """Run the experiment of an MLflow run again.
+def _run_saved(
+    from_run: str | None = None,
+    from_file: Path | None = None,
+    outputs: Path = Path("outputs"),
+    dataset: str | None = None,
+    backbone_checkpoint: Path | None = None,
+) -> None:
+    """Run an experiment that was saved as JSON.
 
     Args:
         from_run: Id of any experiment's run.
+        from_file: File of an experiment.
         outputs: Folder below which the experiment writes everything.
+        dataset: Dataset to use instead of the one that the experiment's own collect stage writes.
+        backbone_checkpoint: Backbone folder to use instead of the one that its own pretrain stage writes.
     """
-    with exit_status():
-        experiment = Experiment.from_json(json.dumps(read_json(resolve_uri(), from_run, "experiment.json")))
-        run_experiment(JobOptions(experiment, outputs))
+    if (from_run is None) == (from_file is None):
+        raise UserError("name one saved experiment, by --from-run or --from-file")
+    text = _read(from_file) if from_file else json.dumps(read_json(resolve_uri(), str(from_run), "experiment.json"))
+    run_experiment(JobOptions(Experiment.from_json(text), outputs, dataset, backbone_checkpoint))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); name the JSON file of an experiment") from error
 
 
 if __name__ == "__main__":
-    if any(argument.startswith("--from-run") for argument in sys.argv[1:]):
-        tyro.cli(_run_again)
+    if any(argument.startswith("--from-") for argument in sys.argv[1:]):
+        with exit_status():
+            tyro.cli(_run_saved)
     else:
         run_job(run_experiment, __doc__ or "")

@@ -10,8 +10,6 @@ from pathlib import Path
 import collect
 from workspace import JobOptions, Stage, StageRun, Workspace, run_job
 
-from promptdiffuser.data.normaliser import Normaliser
-from promptdiffuser.data.plans import Rounds
 from promptdiffuser.data.store import Dataset, open_dataset
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.training import TrainJob, train_on_cluster
@@ -19,11 +17,12 @@ from promptdiffuser.distributed.validation import Validation
 from promptdiffuser.errors import UserError
 from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.experiment import Experiment
-from promptdiffuser.learning.trainings import BackboneTraining, Training
+from promptdiffuser.learning.trainings import Training
 from promptdiffuser.methods import get_method
 from promptdiffuser.methods.backbones import PROMPTED, backbone_config
 from promptdiffuser.methods.inputs import InputsSettings
 from promptdiffuser.tasks import get_family
+from promptdiffuser.trainings import backbone_training
 
 
 def variants(workspace: Workspace) -> list[str]:
@@ -54,34 +53,11 @@ def stage(workspace: Workspace, variant: str = PROMPTED) -> Stage:
     }
 
     def work(run: StageRun) -> None:
-        training = BackboneTraining(
-            family=family.name,
-            seed=experiment.seed,
-            backbone=backbone,
-            loss=experiment.pretraining.loss,
-            optimisation=experiment.pretraining.optimisation,
-            statistics=Normaliser.fit(
-                dataset.parts(statistics_tasks(experiment), experiment.quality), family.return_scale
-            ).tensors(),
-            dataset_digest=dataset.manifest.digest,
-            rounds=rounds_of(dataset, experiment),
-        )
+        training = backbone_training(experiment, dataset, backbone)
         train_with_ray(run, training, dataset, experiment, validation_of(dataset, experiment, "prompt-dt"))
 
     name = "pretrain" if variant == PROMPTED else f"pretrain-{variant}"
     return Stage(name, "pretrain", settings, work, f"python jobs/pretrain.py {experiment.name}")
-
-
-def statistics_tasks(experiment: Experiment) -> tuple[int, ...]:
-    """Return the tasks whose episodes the states are normalised by."""
-    family = get_family(experiment.family)
-    return family.train_tasks if experiment.pretraining.statistics == "training" else family.tasks
-
-
-def rounds_of(dataset: Dataset, experiment: Experiment) -> Rounds:
-    """Return how a training on the training tasks goes through the dataset's files."""
-    files = dataset.files(dataset.family.train_tasks, experiment.quality)
-    return Rounds(experiment.rounds, tuple(record.episodes for _, record in files))
 
 
 def inputs_settings(experiment: Experiment, protocol: ProtocolConfig) -> InputsSettings:

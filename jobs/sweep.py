@@ -1,31 +1,41 @@
-"""Sweep guidance weight and noise schedule with Ray Tune, scored on validation tasks.
+"""Search around an experiment with Ray Tune, scored on validation tasks; the best is confirmed once on test tasks.
 
-    python jobs/sweep.py quickstart-guidance
+    python jobs/sweep.py quickstart-guidance --confirm
+    python jobs/sweep.py quickstart-guidance --space guidance.weight=0,1,5,10,20 --trials 12
 
-The sweep adapts the base experiment's backbone, so dataset and backbone are made first where they are missing; points
-that have a result are not run again, so a sweep can be extended: `--guidance-weights 1 2 5 10 20`.
+The base experiment's dataset and backbone are made first where they are missing. The same command continues a sweep
+that was interrupted; with more trials, or a larger space, it extends a finished one. Trials that have ended never run
+again.
 """
 
 import dataclasses
-import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import collect
+import pandas as pd
+import pipeline
 import pretrain
-import train_diffuser
+import torch
 import tyro
-from recipes import SWEEPS, GuidanceSweep
+from recipes import SWEEPS
 from rich.table import Table
-from workspace import JobOptions, Stage, StageRun, Workspace, run_job
+from workspace import JobOptions, Workspace, fingerprint_of, run_job
 
 from promptdiffuser.distributed.cluster import connect
-from promptdiffuser.distributed.rollouts import RolloutPool
-from promptdiffuser.distributed.sweeps import Trial, run_trials
-from promptdiffuser.distributed.training import TrainJob
+from promptdiffuser.distributed.sweeps import run_sweep
+from promptdiffuser.distributed.trials import SUMMARISED, SweepPlan
+from promptdiffuser.errors import UserError
+from promptdiffuser.experiment import Experiment
+from promptdiffuser.learning.checkpoint import write_json
+from promptdiffuser.learning.model_folders import load_backbone
 from promptdiffuser.methods import get_method
+from promptdiffuser.search.ledger import Ledger, Row
+from promptdiffuser.search.space import apply, parse_field
+from promptdiffuser.search.sweep import Sweep
+from promptdiffuser.seeding import SIMULATOR_SEEDS, seed_at
 from promptdiffuser.tasks import get_family
 
 
@@ -33,85 +43,169 @@ from promptdiffuser.tasks import get_family
 class SweepOptions:
     """Command line of a sweep."""
 
-    sweep: Annotated[GuidanceSweep, tyro.conf.arg(name="")]
+    sweep: Annotated[Sweep, tyro.conf.arg(name="")]
+    space: tuple[str, ...] = ()
+    """Fields that are added to the space or take the place of its own: FIELD=a,b,c or FIELD=low..high or
+    FIELD=log:low..high, such as guidance.weight=log:0.1..20."""
+    confirm: bool = False
+    """Run the whole pipeline on the best configuration, with fresh seeds, and evaluate it on the test tasks."""
     outputs: Path = Path("outputs")
     """Folder below which the experiment writes everything."""
-
-
-def stage(workspace: Workspace, sweep: GuidanceSweep) -> Stage:
-    """Return the sweep stage; its points are folders of their own, named by what they compute."""
-    experiment, family = sweep.experiment, get_family(sweep.experiment.family)
-    dataset = pretrain.checked_dataset(workspace)
-    diffuser = get_method(sweep.method).diffuser
-    assert diffuser is not None, "the sweep's configuration has checked it"
-    base = train_diffuser.training_of(workspace, diffuser, "multi-task", experiment.diffuser.multi_task)
-    points = [
-        {"guidance_weight": weight, "schedule": schedule}
-        for weight, schedule in itertools.product(sweep.guidance_weights, sweep.schedules)
-    ]
-    settings = train_diffuser.settings_of(base) | {
-        "points": points,
-        "method": sweep.method,
-        "validation": dataclasses.asdict(experiment.validation),
-    }
-
-    def work(run: StageRun) -> None:
-        connect(experiment.cluster, trials=sweep.concurrency)
-        validation = pretrain.validation_of(dataset, experiment, sweep.method, base.backbone_folder)
-        trials = []
-        for point in points:
-            training = dataclasses.replace(
-                base,
-                guidance=dataclasses.replace(base.guidance, weight=point["guidance_weight"]),
-                diffusion=dataclasses.replace(base.diffusion, schedule=point["schedule"]),
-            )
-            name = f"weight-{point['guidance_weight']:g}-{point['schedule']}"
-            parts = [train_diffuser.settings_of(training), settings["validation"], sweep.method]
-            identity = Stage(name, "trial", {"parts": parts}, lambda _: None, "")
-            log = run.tracker.run(name, identity.fingerprint, run.run, {"promptdiffuser.stage": "trial"})
-            log.log_params(point)
-            job = TrainJob(
-                training, dataset, family.train_tasks, experiment.quality, workspace.folder_of(identity), log
-            )
-            trials.append(Trial(name, point, job, validation))
-        pool = RolloutPool(family.name, experiment.cluster.rollout_actors, experiment.cluster.gpus_per_actor)
-        with run.watch_training([trial.job.folder for trial in trials]):
-            run_trials(trials, pool, sweep.concurrency, run.folder)
-        pool.close()
-        results = [json.loads(trial.result_file.read_text()) for trial in trials]
-        (run.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-        run.run.log_artifact(run.folder / "results.json")
-
-    return Stage("sweep", "sweep", settings, work, "python jobs/sweep.py")
-
-
-def _table(results: list[dict[str, Any]], num_tasks: int) -> Table:
-    table = Table(title=f"{num_tasks} validation tasks; best first")
-    for column in ("guidance weight", "schedule", "mean return", "95 % interval", "normalised"):
-        table.add_column(column, justify="right")
-    for result in sorted(results, key=lambda result: -result["mean"]):
-        table.add_row(
-            f"{result['guidance_weight']:g}",
-            result["schedule"],
-            f"{result['mean']:.1f}",
-            f"{result['ci_low']:.1f} to {result['ci_high']:.1f}",
-            f"{result['normalised']:.3f}",
-        )
-    return table
+    dataset: str | None = None
+    """Dataset to use instead of the one that the base experiment's own collect stage writes."""
+    backbone_checkpoint: Path | None = None
+    """Backbone folder to use instead of the one that its own pretrain stage writes."""
 
 
 def main(options: SweepOptions) -> None:
-    """Make the backbone if needed, run the sweep and print its table."""
-    sweep = options.sweep
-    with Workspace(JobOptions(sweep.experiment, options.outputs), title=sweep.name, kind="sweep") as workspace:
-        workspace.run(collect.stage(workspace))
-        workspace.run(pretrain.stage(workspace))
-        folder = workspace.run(stage(workspace, sweep))
-    results = json.loads((folder / "results.json").read_text())
-    workspace.console.print(_table(results, len(get_family(sweep.experiment.family).validation_tasks)))
-    workspace.console.print(f"results  {folder / 'results.json'}", soft_wrap=True)
+    """Make the backbone if needed, run the sweep, write and print its table, and confirm its best."""
+    sweep = dataclasses.replace(
+        options.sweep, space=options.sweep.space | dict(parse_field(text) for text in options.space)
+    )
+    job = JobOptions(sweep.experiment, options.outputs, options.dataset, options.backbone_checkpoint)
+    with Workspace(job, title=sweep.name, kind="sweep", search=identity_of(sweep)) as workspace:
+        if sweep.trains_backbone:  # refused before anything is collected, and the local cluster has a dashboard
+            connect(sweep.experiment.cluster, validates=True, dashboard=True)
+        if options.dataset is None:
+            workspace.run(collect.stage(workspace))
+        if options.backbone_checkpoint is None and not sweep.trains_backbone:
+            workspace.run(pretrain.stage(workspace, get_method(sweep.method).backbone))
+        plan = plan_of(workspace, sweep)
+        run(workspace, plan)
+        best = write_results(plan, workspace)
+        if best is not None and options.confirm:
+            confirm(plan, workspace, options)
+
+
+def identity_of(sweep: Sweep) -> dict[str, Any]:
+    """Return what makes it another sweep, besides the base experiment; more trials and larger spaces do not."""
+    identity: dict[str, Any] = {name: getattr(sweep, name) for name in ("method", "stopping")}
+    if sweep.stopping != "none":
+        identity |= {name: getattr(sweep, name) for name in ("score_every", "reduction", "objective")}
+    if sweep.stopping == "population":
+        # Its members depend on each other from the start, so it cannot grow.
+        identity |= {"space": dataclasses.asdict(sweep)["space"], "seed": sweep.seed, "population": sweep.population}
+    return {"sweep": identity}
+
+
+def plan_of(workspace: Workspace, sweep: Sweep) -> SweepPlan:
+    """Return the sweep with its folder, its data and its backbone."""
+    experiment, dataset = workspace.experiment, pretrain.checked_dataset(workspace)
+    base = dataclasses.asdict(experiment) | {"cluster": None}
+    settings: list[Any] = [sweep.name, base, identity_of(sweep), dataset.manifest.digest]
+    backbone_folder, backbone = workspace.folder, experiment.backbone
+    if not sweep.trains_backbone:
+        backbone_folder = pretrain.backbone_folder(workspace, get_method(sweep.method).backbone).resolve()
+        backbone = load_backbone(backbone_folder, get_family(experiment.family), torch.device("cpu"))[0].config
+        settings.append((backbone_folder / "manifest.json").read_text())
+    return SweepPlan(
+        Ledger(workspace.folder / f"sweep-{fingerprint_of(settings)[:8]}", sweep),
+        dataset,
+        pretrain.validation_of(dataset, experiment, sweep.method, backbone_folder),
+        backbone_folder,
+        backbone,
+        workspace.tracker,
+        workspace.run_log,
+    )
+
+
+def run(workspace: Workspace, plan: SweepPlan) -> None:
+    """Run what is left of the sweep, if anything is, showing how many trials have ended."""
+    ledger, sweep = plan.ledger, plan.ledger.sweep
+    if not ledger.left():
+        return
+    connect(sweep.experiment.cluster, trials=max(1, sweep.concurrency), dashboard=sweep.trains_backbone)
+    with workspace.at_work(f"sweep {sweep.name}", ledger.folder, plan.parent) as shown:
+
+        def look() -> None:
+            shown.expect(max(sweep.trials, len(ledger)), len(ledger.rows()))
+
+        with shown.watch(look):
+            run_sweep(plan)
+
+
+def write_results(plan: SweepPlan, workspace: Workspace) -> Row | None:
+    """Write the table and the best configuration, keep both with the sweep's run, and print them."""
+    ledger, sweep = plan.ledger, plan.ledger.sweep
+    rows, best = ledger.rows(), ledger.best()
+    for row in rows:
+        if not plan.tracker.has_run(row["run"]):  # a store that does not know the sweep
+            number = int(row["trial"].removeprefix("trial-"))
+            trial = plan.trial(number, ledger.point(number))
+            trial.log(ledger.scores(number))
+            trial.end(ledger.scores(number), row["state"])
+    rows = ledger.rows()
+    write_json(ledger.folder / "results.json", rows)
+    pd.DataFrame(rows).to_parquet(ledger.folder / "results.parquet", index=False)
+    write_json(ledger.folder / "sweep.json", dataclasses.asdict(sweep) | {"best": best})
+    names = ["results.json", "results.parquet", "sweep.json"]
+    if best is not None:
+        (ledger.folder / "best.json").write_text(best_experiment(sweep, best).to_json())
+        plan.parent.log_metrics({name: best[name] for name in SUMMARISED})
+        plan.parent.set_tag("promptdiffuser.best", best["trial"])
+        names.append("best.json")
+    for name in names:
+        plan.parent.log_artifact(ledger.folder / name)
+    num_tasks = len(get_family(sweep.experiment.family).validation_tasks)
+    workspace.console.print(table(sweep, rows, num_tasks))
+    for name in names:
+        workspace.console.print(f"{name:<16} {ledger.folder / name}", soft_wrap=True)
+    return best
+
+
+def best_experiment(sweep: Sweep, row: Row) -> Experiment:
+    """Return the experiment of a trial, for `python jobs/pipeline.py --from-file`."""
+    experiment = apply({field: row[field] for field in sweep.space}, sweep.experiment)
+    return dataclasses.replace(experiment, name=f"{sweep.name}-best", methods=(sweep.method,))
+
+
+def confirm(plan: SweepPlan, workspace: Workspace, options: SweepOptions) -> None:
+    """Run the pipeline on the best configuration with seeds that no trial had; the sweep's run gets its test result."""
+    sweep, best = plan.ledger.sweep, plan.ledger.best()
+    if best is None:
+        raise UserError("no trial was trained to its end, so there is nothing to confirm")
+    experiment = best_experiment(sweep, best)
+    seed = seed_at(experiment.seed, "confirm") % SIMULATOR_SEEDS
+    fresh = dataclasses.replace(
+        experiment,
+        name=f"{sweep.name}-confirmed",
+        seed=seed,
+        evaluation=dataclasses.replace(experiment.evaluation, seed=seed),
+    )
+    backbone = None if sweep.trains_backbone else plan.backbone_folder
+    pipeline.run_experiment(JobOptions(fresh, options.outputs, collect.dataset_location(workspace), backbone))
+    summary = json.loads((options.outputs.resolve() / fresh.name / "summary.json").read_text())
+    result = summary["methods"][sweep.method]
+    confirmed = {
+        "test/return": result["mean"],
+        "test/return_low": result["ci_low"],
+        "test/return_high": result["ci_high"],
+        "test/normalised": result["normalised"],
+    }
+    write_json(plan.ledger.folder / "confirmed.json", {"trial": best["trial"], "seed": seed} | confirmed)
+    plan.parent.log_metrics(confirmed)
+    plan.parent.log_artifact(plan.ledger.folder / "confirmed.json")
+    workspace.console.print(
+        f"{best['trial']} confirmed on {len(summary['test_tasks'])} test tasks: {result['mean']:.1f} "
+        f"({result['ci_low']:.1f} to {result['ci_high']:.1f}); validation {best['validation/return']:.1f}"
+    )
+
+
+def table(sweep: Sweep, rows: list[Row], num_tasks: int) -> Table:
+    """Return the trials, the best first; those that were stopped come last."""
+    shown = Table(title=f"{sweep.name}: {num_tasks} validation tasks, best first")
+    for column in ("trial", *sweep.space, "return (95 % int.)", "normalised", "updates", "state"):
+        shown.add_column(column, justify="right")
+    states = ("finished", "stopped", "diverged")
+    for row in sorted(rows, key=lambda row: (states.index(row["state"]), -(row[sweep.objective] or 0))):
+        mean, low, high, normalised = (row[name] for name in SUMMARISED)
+        scores = ("", "") if mean is None else (f"{mean:.1f} ({low:.1f} to {high:.1f})", f"{normalised:.3f}")
+        swept = (f"{row[field]:g}" if isinstance(row[field], float) else str(row[field]) for field in sweep.space)
+        number = row["trial"].removeprefix("trial-").lstrip("0") or "0"
+        shown.add_row(number, *swept, *scores, str(row["cost/gradient_steps"]), row["state"])
+    return shown
 
 
 if __name__ == "__main__":
-    options = {name: (sweep.__doc__ or "", SweepOptions(sweep())) for name, sweep in SWEEPS.items()}
+    options = {name: (recipe.__doc__ or "", SweepOptions(recipe())) for name, recipe in SWEEPS.items()}
     run_job(main, __doc__ or "", options)

@@ -10,12 +10,11 @@ import torch
 from inside import look_inside
 from workspace import JobOptions, Stage, StageRun, Workspace, run_job
 
-from promptdiffuser.learning.engine import OptimisationConfig
 from promptdiffuser.learning.model_folders import load_backbone
 from promptdiffuser.learning.trainings import DiffuserTraining
 from promptdiffuser.methods import METHODS, get_method
-from promptdiffuser.methods.diffusers import DIFFUSERS
 from promptdiffuser.tasks import get_family
+from promptdiffuser.trainings import diffuser_training, few_shot_training
 
 
 def diffusers(workspace: Workspace) -> list[str]:
@@ -28,7 +27,7 @@ def stage(workspace: Workspace, diffuser: str) -> Stage:
     """Return the stage that trains a diffuser on the training tasks."""
     experiment = workspace.experiment
     dataset = pretrain.checked_dataset(workspace)
-    training = training_of(workspace, diffuser, "multi-task", experiment.diffuser.multi_task)
+    training = training_of(workspace, diffuser)
     # Snapshots are scored by what they generate without training on a target task, which all its methods share.
     scored_by = next(name for name, method in METHODS.items() if method.diffuser == diffuser)
 
@@ -46,47 +45,18 @@ def stage(workspace: Workspace, diffuser: str) -> Stage:
     )
 
 
-def few_shot_training(workspace: Workspace, diffuser: str, task: int) -> DiffuserTraining:
+def few_shot_of(workspace: Workspace, diffuser: str, task: int) -> DiffuserTraining:
     """Return a diffuser's training on the few-shot episodes of a target task."""
-    experiment = workspace.experiment
-    training = training_of(workspace, diffuser, f"few-shot-{task}", experiment.diffuser.few_shot)
-    return dataclasses.replace(
-        training,
-        start_from=workspace.finished(stage(workspace, diffuser)) / "model",
-        # The multi-task stage has learnt the data's shape; every few-shot update is guided.
-        guidance_start=0,
-        held_out_episodes=experiment.diffuser.held_out_episodes,
-        # A few episodes are one piece.
-        rounds=dataclasses.replace(training.rounds, file_episodes=()),
-    )
+    start_from = workspace.finished(stage(workspace, diffuser)) / "model"
+    return few_shot_training(training_of(workspace, diffuser), workspace.experiment, start_from, task)
 
 
-def training_of(
-    workspace: Workspace, diffuser: str, stage_name: str, optimisation: OptimisationConfig
-) -> DiffuserTraining:
-    """Return a training of a diffuser with the experiment's settings."""
-    experiment, dataset, variant = workspace.experiment, pretrain.checked_dataset(workspace), DIFFUSERS[diffuser]
+def training_of(workspace: Workspace, diffuser: str) -> DiffuserTraining:
+    """Return the multi-task training of a diffuser with the experiment's settings."""
+    experiment, dataset = workspace.experiment, pretrain.checked_dataset(workspace)
     folder = pretrain.backbone_folder(workspace).resolve()
     backbone, _ = load_backbone(folder, get_family(experiment.family), torch.device("cpu"))
-    return DiffuserTraining(
-        family=experiment.family,
-        seed=experiment.seed,
-        stage=stage_name,
-        backbone_folder=folder,
-        denoiser=dataclasses.replace(experiment.denoiser, **variant.denoiser),
-        diffusion=experiment.diffusion,
-        guidance=dataclasses.replace(experiment.guidance, **variant.guidance),
-        with_context=variant.sees_task_context,
-        batch_size=experiment.diffuser.batch_size,
-        guidance_start=experiment.diffuser.guidance_start,
-        context_episodes=experiment.diffuser.context_episodes,
-        context_transitions=experiment.diffuser.context_transitions,
-        optimisation=optimisation,
-        prompt_length=backbone.config.prompt_length,
-        window_steps=backbone.config.window_steps,
-        dataset_digest=dataset.manifest.digest,
-        rounds=pretrain.rounds_of(dataset, experiment),
-    )
+    return diffuser_training(experiment, dataset, diffuser, folder, backbone.config)
 
 
 def settings_of(training: DiffuserTraining) -> dict[str, object]:

@@ -91,14 +91,24 @@ class StageRun:
     @contextmanager
     def watch_training(self, folders: list[Path]) -> Iterator[None]:
         """Show the progress that trainings in other processes leave in their folders."""
+
+        def look() -> None:
+            notes = [json.loads(path.read_text()) for f in folders if (path := f / "progress.json").is_file()]
+            if notes:
+                total = max(note["steps"] for note in notes) * len(folders)
+                self.expect(total, sum(note["step"] for note in notes))
+
+        with self.watch(look):
+            yield
+
+    @contextmanager
+    def watch(self, look: Callable[[], None]) -> Iterator[None]:
+        """Look at the progress of other processes while the body works."""
         stop = threading.Event()
 
         def watch() -> None:
             while not stop.wait(POLL_SECONDS):
-                notes = [json.loads(path.read_text()) for f in folders if (path := f / "progress.json").is_file()]
-                if notes:
-                    total = max(note["steps"] for note in notes) * len(folders)
-                    self.expect(total, sum(note["step"] for note in notes))
+                look()
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
@@ -125,6 +135,8 @@ class Workspace:
     """Name of the parent run, if not the experiment's."""
     kind: str = "experiment"
     """Tag of the parent run: experiment or sweep."""
+    search: dict[str, Any] = field(default_factory=dict)
+    """What makes a sweep another one besides its experiment."""
     console: Console = field(default_factory=Console)
 
     def __post_init__(self) -> None:
@@ -140,6 +152,7 @@ class Workspace:
         # The cluster decides where an experiment runs, not what it computes.
         identity = {name: value for name, value in dataclasses.asdict(self.experiment).items() if name != "cluster"}
         tags = {STAGE_TAG: self.kind, "promptdiffuser.command": self.command}
+        identity |= self.search
         run = self.tracker.run(title, fingerprint_of([title, identity]), None, tags)
         run.log_params(identity)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -188,17 +201,9 @@ class Workspace:
         self.run_log.set_tag(USED_RUN_TAG + stage.name, run.run_id)
         run.log_params(stage.settings)
         started = time.perf_counter()
-        columns = (
-            TextColumn("{task.description:<34}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            RateColumn(),
-            TimeRemainingColumn(),
-        )
         try:
-            with Progress(*columns, console=self.console, transient=True) as progress:
-                bar = progress.add_task(stage.name, total=None)
-                stage.work(StageRun(folder, run, self.tracker, progress, bar))
+            with self.at_work(stage.name, folder, run) as stage_run:
+                stage.work(stage_run)
         except BaseException as error:
             run.finish(_status(type(error)))
             raise
@@ -210,6 +215,20 @@ class Workspace:
         (folder / ".stage.json.writing").rename(folder / "stage.json")
         self.console.print(f"[green]✓[/] {stage.name:<32} {seconds:6.1f} s")
         return folder
+
+    @contextmanager
+    def at_work(self, name: str, folder: Path, run: RunLog) -> Iterator[StageRun]:
+        """Show the progress of what the body does."""
+        columns = (
+            TextColumn("{task.description:<34}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            RateColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            bar = progress.add_task(name, total=None)
+            yield StageRun(folder, run, self.tracker, progress, bar)
 
 
 def _check_writable(folder: Path) -> None:

@@ -3,14 +3,20 @@
 from collections.abc import Callable
 
 from promptdiffuser.experiment import Experiment
+from promptdiffuser.search.sweep import Sweep
 from promptdiffuser.tasks import FAMILIES
-from recipes.guidance_sweep import GuidanceSweep, quickstart_guidance
 from recipes.published import LARGE, published_size
 from recipes.quickstart import quickstart
+from recipes.sweeps import quickstart_backbone, quickstart_generation, quickstart_guidance, quickstart_population
 
 RECIPES: dict[str, Callable[[], Experiment]] = {
     "quickstart": quickstart,
     **{family: published_size(family) for family in FAMILIES},
     **{f"{family}-large": published_size(family, LARGE) for family in FAMILIES},
 }
-SWEEPS: dict[str, Callable[[], GuidanceSweep]] = {"quickstart-guidance": quickstart_guidance}
+SWEEPS: dict[str, Callable[[], Sweep]] = {
+    "quickstart-guidance": quickstart_guidance,
+    "quickstart-generation": quickstart_generation,
+    "quickstart-population": quickstart_population,
+    "quickstart-backbone": quickstart_backbone,
+}

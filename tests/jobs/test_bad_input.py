@@ -98,6 +98,12 @@ CASES = {
         "quickstart --evaluation.few-shot.episodes 1 --dataset {inputs}/dataset --cluster.gpus-per-worker 64",
         ("128 GPUs", "--cluster.gpus-per-worker"),
     ),
+    "sweep that chooses on test tasks": Case(
+        "sweep", "quickstart-guidance --objective test/return", ("test/return", "validation/return", "--confirm")
+    ),
+    "population of trainings on Ray Train": Case(
+        "sweep", "quickstart-backbone --stopping population", ("population", "checkpoints", "Ray Train")
+    ),
     "outputs that cannot be written": Case(
         "pretrain", "quickstart --outputs {inputs}/mlflow.db/below", ("mlflow.db/below", "--outputs")
     ),

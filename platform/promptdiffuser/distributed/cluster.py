@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 import torch
+from ray.util.state import list_nodes
 
 from promptdiffuser.errors import UserError
 from promptdiffuser.experiment import ClusterConfig
@@ -16,22 +17,26 @@ CPUS_FOR_DATA = 1
 LOCAL_OBJECT_STORE_BYTES = 2**30
 # Ray's own default of 15 lets its two dozen idle processes, and whatever else runs, take a sixth of a training's core.
 WORKER_NICENESS = 0
+DASHBOARD_TIMEOUT_S = 5
 
 
-def connect(cluster: ClusterConfig, trials: int = 0, validates: bool = False) -> None:
+def connect(cluster: ClusterConfig, trials: int = 0, validates: bool = False, dashboard: bool = False) -> None:
     """Join the cluster that RAY_ADDRESS names (Ray jobs set it), or start a local one for this process.
 
     Args:
         cluster: What the experiment takes of it; checked for all of its stages, whichever comes first.
         trials: Tune trials that run beside the rollout actors, one CPU each.
         validates: Whether the rollout actors work beside the Train workers, on snapshots.
+        dashboard: Whether Ray's dashboard must run, as Ray Train inside Ray Tune needs it.
 
     Raises:
-        UserError: The named cluster does not answer, the experiment needs more CPUs or GPUs than there are, or torch
-            cannot use the GPUs.
+        UserError: The named cluster does not answer, the experiment needs more CPUs or GPUs than there are, torch
+            cannot use the GPUs, or there is no dashboard.
     """
     if ray.is_initialized():
         _require(cluster, trials, validates, ray.cluster_resources())
+        if dashboard:
+            _require_dashboard()
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = os.environ.get("RAY_ADDRESS")
@@ -41,7 +46,7 @@ def connect(cluster: ClusterConfig, trials: int = 0, validates: bool = False) ->
         ray.init(
             "local",  # never an unrelated cluster that happens to run on this machine
             num_cpus=cluster.local_cpus,
-            include_dashboard=False,
+            include_dashboard=dashboard,
             object_store_memory=LOCAL_OBJECT_STORE_BYTES,
             _system_config={"worker_niceness": WORKER_NICENESS},
             **quiet,
@@ -54,6 +59,19 @@ def connect(cluster: ClusterConfig, trials: int = 0, validates: bool = False) ->
     _require(cluster, trials, validates, ray.cluster_resources())
     if cluster.gpus_per_worker:
         _require_cuda(cluster.gpus_per_worker)
+    if dashboard:
+        _require_dashboard()
+
+
+def _require_dashboard() -> None:
+    """Ask the dashboard for the nodes: Ray Train, inside a Tune trial that ends early, frees its place through it."""
+    try:
+        list_nodes(limit=1, timeout=DASHBOARD_TIMEOUT_S)
+    except Exception as error:
+        raise UserError(
+            "trials that train with Ray Train need Ray's dashboard: without it the places of trials that end early are "
+            "never freed and the sweep hangs; start the cluster with it (`ray start --head --include-dashboard=true`)"
+        ) from error
 
 
 def _require(cluster: ClusterConfig, trials: int, validates: bool, available: Mapping[str, float]) -> None:

@@ -51,7 +51,9 @@ class TrainJob:
     run: RunLog
 
 
-def train_on_cluster(job: TrainJob, cluster: ClusterConfig, validation: Validation | None = None) -> None:
+def train_on_cluster(
+    job: TrainJob, cluster: ClusterConfig, validation: Validation | None = None, until: int | None = None
+) -> None:
     """Run a training on Ray Train workers fed by Ray Data; the model is then in `job.folder`/model.
 
     Resuming needs nothing but the same folder: the workers look for checkpoints there themselves, because Ray would
@@ -61,6 +63,7 @@ def train_on_cluster(job: TrainJob, cluster: ClusterConfig, validation: Validati
         job: The training.
         cluster: What it takes of the cluster.
         validation: How its snapshots are scored, if it takes any.
+        until: Update after which it pauses; called again, it goes on.
 
     Raises:
         NonFiniteGradientError: An update has no finite gradient; training again would meet the same one.
@@ -69,7 +72,7 @@ def train_on_cluster(job: TrainJob, cluster: ClusterConfig, validation: Validati
     train_worker: Any = _train_worker
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"job": job, "cluster": cluster},
+        train_loop_config={"job": job, "cluster": cluster, "until": until},
         torch_config=process_group(cluster),
         scaling_config=scaling(cluster),
         run_config=RunConfig(
@@ -126,13 +129,13 @@ def _train_worker(config: dict[str, Any]) -> NonFiniteGradientError | None:
     cluster: ClusterConfig = config["cluster"]
     torch.set_num_threads(cluster.cpus_per_worker)
     try:
-        _train(config["job"], cluster)
+        _train(config["job"], cluster, config["until"])
     except NonFiniteGradientError as error:
         return error
     return None
 
 
-def _train(job: TrainJob, cluster: ClusterConfig) -> None:
+def _train(job: TrainJob, cluster: ClusterConfig, until: int | None) -> None:
     device, context = get_device(), ray.train.get_context()
     if cluster.data == "resident":
         windows, pool = _resident(job, device)
@@ -153,6 +156,7 @@ def _train(job: TrainJob, cluster: ClusterConfig) -> None:
         sum_over_workers=_sum_over_workers,
         is_writer=is_writer,
         on_checkpoint=on_checkpoint,
+        until=until,
     )
 
 
@@ -186,12 +190,13 @@ def train_apart(jobs: Sequence[TrainJob], num_gpus: float = 0.0) -> Iterator[Tra
 
     Starting Ray Train takes longer than such a training. `num_gpus` is the share of a GPU that each takes.
     """
-    for job, _ in run_tasks(_train_alone, jobs, num_gpus):
+    for job, _ in run_tasks(train_alone, jobs, num_gpus):
         yield job
 
 
-def _train_alone(job: TrainJob) -> None:
+def train_alone(job: TrainJob, until: int | None = None) -> None:
+    """Train in this process, on a GPU if Ray gave it one; with `until` pause after that update."""
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
     resident, pool = make_resident(job.training, job.dataset.read(job.tasks, job.quality), device)
     task = job.training.learning_task(resident, pool, device)
-    train(job.training, task, job.folder, on_checkpoint=job.run.log_history)
+    train(job.training, task, job.folder, on_checkpoint=job.run.log_history, until=until)

@@ -2,7 +2,7 @@
 
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +19,7 @@ from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.evaluation.scores import summarise_method
 from promptdiffuser.learning.model_folders import load_backbone
 from promptdiffuser.learning.snapshots import read_scores, use_snapshot, write_scores
+from promptdiffuser.learning.trainings import DiffuserTraining
 from promptdiffuser.methods import get_method
 from promptdiffuser.methods.inputs import InputsBuilder, InputsSettings
 from promptdiffuser.tracking.store import RunLog
@@ -30,7 +31,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Validation:
-    """How a model is scored: by what a method makes of it on validation tasks, without training on them."""
+    """How a model is scored: by what a method makes of it on validation tasks."""
 
     method: str
     dataset: Dataset
@@ -39,14 +40,31 @@ class Validation:
     backbone_folder: Path | None = None
     """The frozen backbone, if the model is a diffuser; None if the model is the backbone."""
 
-    def score(self, model_folder: Path, pool: RolloutPool) -> dict[str, float]:
-        """Return mean return, its interval, the normalised score, the seconds of all episodes, and each task's mean."""
+    def score(
+        self,
+        model_folder: Path,
+        pool: RolloutPool,
+        adapt_folder: Path | None = None,
+        few_shot: Mapping[int, DiffuserTraining] | None = None,
+    ) -> dict[str, float]:
+        """Return mean return, its interval, the normalised score, the seconds of all episodes, and each task's mean.
+
+        Args:
+            model_folder: The model.
+            pool: Steps the episodes.
+            adapt_folder: Where adaptations that train on a task write; without it none may.
+            few_shot: A diffuser's few-shot stage by task; without it the diffuser stays as it is.
+        """
         family = self.dataset.family
         method, tasks = get_method(self.method), family.validation_tasks
         backbone, normaliser = load_backbone(self.backbone_folder or model_folder, family, CPU)
         builder = InputsBuilder(self.dataset, backbone, normaliser, self.settings)
         diffuser_folder = model_folder if method.diffuser else None
-        adapted = {task: method.adapt(builder.inputs(task, model_folder, diffuser_folder)).policy for task in tasks}
+        adapted = {}
+        for task in tasks:
+            folder = adapt_folder / f"task-{task}" if adapt_folder else model_folder
+            training = few_shot[task] if few_shot else None
+            adapted[task] = method.adapt(builder.inputs(task, folder, diffuser_folder, training)).policy
         policies = AdaptedPolicies(normaliser, {method.name: adapted})
         requests = self.protocol.requests(family, [method.name], tasks)
         blocks = evaluation_blocks(requests, self.protocol, policies)

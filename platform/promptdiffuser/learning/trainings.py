@@ -234,24 +234,25 @@ def train(
     sum_over_workers: Callable[[Tensor], Tensor] = alone,
     is_writer: bool = True,
     on_checkpoint: Callable[[History], None] = lambda history: None,
+    until: int | None = None,
 ) -> History:
     """Train to the end, resuming from the newest valid checkpoint below `folder`, and write `folder`/model.
 
     Every worker calls this; the writer alone writes checkpoints, snapshots, `progress.json` and the model.
     `on_checkpoint` gets the whole history of metrics (keys `step`, `training/...` and `time/...`) at every checkpoint,
-    on every worker.
+    on every worker. With `until` the training pauses after that update; pauses change no number of it.
     """
     config, checkpoints = training.optimisation, folder / "checkpoints"
     engine, history = Engine(task, config, sum_over_workers), History()
     if (checkpoint := newest_valid_checkpoint(checkpoints, engine.parameters.vector.device)) is not None:
         engine.resume(checkpoint)
         history = checkpoint.documents["progress"]["history"]
-    started_at = engine.step
+    started_at, end = engine.step, min(until or config.steps, config.steps)
     log_every = max(1, config.checkpoint_every // LOGS_PER_CHECKPOINT)
     pending, started = History(), time.perf_counter()
-    while engine.step < config.steps:
+    while engine.step < end:
         step = engine.step + 1
-        at_end = step == config.steps
+        at_end = step == end
         at_checkpoint = at_end or step % config.checkpoint_every == 0
         at_log = at_checkpoint or step % log_every == 0
         pending.append(engine.advance(examine=at_log))
@@ -275,7 +276,7 @@ def train(
                 )
                 keep_last_checkpoints(checkpoints, config.keep_checkpoints)
             on_checkpoint(history)
-    if started_at == config.steps:
+    if started_at == end:
         # Nothing was left to do; whoever keeps the metrics may still lack them.
         on_checkpoint(history)
     if is_writer:

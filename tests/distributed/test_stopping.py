@@ -1,0 +1,66 @@
+"""Stopping rules see the trials in the order of their numbers, whatever happens to have arrived."""
+
+import threading
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+from promptdiffuser.distributed import stopping
+from promptdiffuser.distributed.stopping import stops
+from promptdiffuser.experiment import Experiment
+from promptdiffuser.learning.checkpoint import write_json
+from promptdiffuser.search.ledger import Ledger
+from promptdiffuser.search.space import Choices
+from promptdiffuser.search.sweep import Sweep
+
+SCORES = [3.0, 1.0, 4.0, 1.5, 9.0, 2.6, 5.0, 3.5]
+
+
+def ledger_of(folder: Path, rule: Literal["asha", "median"], scores: list[float], **options: Any) -> Ledger:
+    """Return a sweep whose trials have all got as far as update 10."""
+    space = {"guidance.weight": Choices(tuple(float(number) for number in range(9)))}
+    sweep = Sweep("some", Experiment(name="some"), space, stopping=rule, score_every=10, **options)
+    ledger = Ledger(folder, sweep)
+    for score in scores:
+        number = ledger.propose()
+        assert number is not None
+        ledger.write_scores(number, {10: {"validation/return": score}})
+    return ledger
+
+
+@pytest.mark.parametrize("reduction", [2, 4])
+def test_asha_lets_the_best_share_of_the_trials_so_far_go_on(tmp_path: Path, reduction: int) -> None:
+    ledger = ledger_of(tmp_path, "asha", SCORES, reduction=reduction)
+    for number, score in enumerate(SCORES):
+        # Li et al. 2020: among the best 1/reduction of those that got as far; the first one has nobody to be behind.
+        cutoff = np.quantile(SCORES[:number], 1 - 1 / reduction) if number else -np.inf
+        assert stops(ledger, number, 10, 100) == (score < cutoff), number
+
+
+def test_median_stops_what_is_below_the_median_of_at_least_three(tmp_path: Path) -> None:
+    ledger = ledger_of(tmp_path, "median", SCORES)
+    for number, score in enumerate(SCORES):
+        expected = number >= 3 and score < np.median(SCORES[:number])
+        assert stops(ledger, number, 10, 100) == expected, number
+
+
+def test_a_trial_waits_for_earlier_ones_until_they_have_got_as_far_or_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "POLL_SECONDS", 0.01)
+    ledger = ledger_of(tmp_path, "asha", [3.0, 1.0, 2.0])
+    for number in (0, 1):
+        (ledger.trial_folder(number) / "scores.json").unlink()
+    answers: list[bool] = []
+    waiting = threading.Thread(target=lambda: answers.append(stops(ledger, 2, 10, 100)))
+    waiting.start()
+    waiting.join(0.1)
+    assert answers == []
+    ledger.fail(1, "its process died")
+    waiting.join(0.1)
+    assert answers == []
+    write_json(ledger.trial_folder(0) / "scores.json", {10: {"validation/return": 3.0}})
+    waiting.join(5)
+    assert answers == [True]

@@ -1,0 +1,57 @@
+"""A sweep that cannot work is refused when it is made, by name."""
+
+from typing import Any
+
+import pytest
+
+from promptdiffuser.errors import UserError
+from promptdiffuser.experiment import Experiment
+from promptdiffuser.search.space import Choices, Range
+from promptdiffuser.search.sweep import Sweep
+
+WEIGHTS = {"guidance.weight": Choices((0.0, 1.0))}
+
+
+def sweep(**changes: Any) -> Sweep:
+    return Sweep(**{"name": "some", "experiment": Experiment(name="some"), "space": WEIGHTS} | changes)
+
+
+POPULATION = {"stopping": "population", "score_every": 10, "search": "random", "trials": 8}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"space": {"guidance.wait": Choices((1.0,))}}, ("guidance.wait", "does not exist")),
+        ({"space": {}}, ("empty",)),
+        ({"objective": "test/return"}, ("test/return", "validation", "--confirm")),
+        ({"search": "nsga2", "trials": 4, "cost": "test/return"}, ("test/return", "must not")),
+        ({"objective": "validation/luck"}, ("validation/luck", "validation/return")),
+        ({"search": "random"}, ("no end", "trials")),
+        ({"space": {"guidance.weight": Range(0.0, 1.0)}}, ("guidance.weight", "range")),
+        ({"method": "prompt-dt"}, ("guidance.weight", "prompt-dt")),
+        ({"space": {"diffuser.few_shot.steps": Choices((1, 2))}}, ("diffuser.few_shot.steps", "nothing")),
+        ({"stopping": "asha"}, ("asha", "score_every")),
+        ({"search": "nsga2", "trials": 4, "stopping": "asha", "score_every": 10}, ("nsga2", "stopping none")),
+        (POPULATION | {"space": {"backbone.layers": Choices((1, 2))}}, ("population", "checkpoints", "Ray Train")),
+        (POPULATION | {"space": {"diffusion.steps": Choices((3, 5))}}, ("diffusion.steps", "guidance.weight")),
+        (POPULATION | {"trials": 5}, ("population", "trials")),
+        ({"concurrency": -1}, ("concurrency", "-1")),
+    ],
+)
+def test_an_impossible_sweep_is_refused_by_name(changes: dict[str, Any], words: tuple[str, ...]) -> None:
+    with pytest.raises(UserError) as refusal:
+        sweep(**changes)
+    assert all(word in str(refusal.value) for word in words), refusal.value
+
+
+def test_scores_are_taken_as_the_rule_asks_for_them() -> None:
+    assert sweep().milestones(600) == [600]
+    assert sweep(stopping="asha", score_every=100, reduction=2).milestones(600) == [100, 200, 400, 600]
+    assert sweep(stopping="asha", score_every=100, reduction=3).milestones(300) == [100, 300]
+    assert sweep(stopping="median", score_every=250).milestones(600) == [250, 500, 600]
+
+
+def test_a_space_with_fields_of_the_backbone_trains_one_a_trial() -> None:
+    assert not sweep().trains_backbone
+    assert sweep(space={"backbone.prompt_length": Choices((3, 5))}, method="prompt-dt").trains_backbone
