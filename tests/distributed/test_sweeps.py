@@ -55,10 +55,8 @@ UNREPEATABLE = ("time/seconds", "time/evaluate_s", "run")
 
 @pytest.fixture(scope="module")
 def backbone(small_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    training, folder = (
-        backbone_training(EXPERIMENT, small_dataset, EXPERIMENT.backbone),
-        tmp_path_factory.mktemp("backbone"),
-    )
+    training = backbone_training(EXPERIMENT, small_dataset, EXPERIMENT.backbone)
+    folder = tmp_path_factory.mktemp("backbone")
     episodes = small_dataset.read(small_dataset.family.train_tasks, "expert")
     train(training, training.learning_task(*make_resident(training, episodes, CPU), CPU), folder)
     return folder / "model"

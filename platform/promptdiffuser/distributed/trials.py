@@ -145,7 +145,8 @@ class Trial:
         )
         return {METRICS.get(name, f"validation/{name}"): value for name, value in score.items()} | {
             "time/seconds": time.perf_counter() - started,
-            "cost/environment_steps": self._episodes() * self.plan.dataset.family.horizon,
+            "cost/environment_steps": self._episodes()
+            * (self.validation.protocol.horizon or self.plan.dataset.family.horizon),
             "cost/trained_parameters": json.loads((self.model / "model.json").read_text()).get("parameters", 0),
         }
 
@@ -188,6 +189,8 @@ class Trial:
         tasks = self.plan.dataset.family.train_tasks
         return TrainJob(training, self.plan.dataset, tasks, self.experiment.quality, folder, self.run)
 
-    def _episodes(self) -> int:
-        protocol = self.validation.protocol
-        return protocol.prompts * protocol.episodes_per_prompt * len(self.plan.dataset.family.validation_tasks)
+    def _steps_of_a_score(self) -> int:
+        """Return the steps of a score's episodes, if none ends early."""
+        protocol, family = self.validation.protocol, self.plan.dataset.family
+        episodes = protocol.prompts * protocol.episodes_per_prompt * len(family.validation_tasks)
+        return episodes * (protocol.horizon or family.horizon)
