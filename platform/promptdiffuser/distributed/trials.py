@@ -35,6 +35,7 @@ METRICS = {
     "seconds": "time/evaluate_s",
 }
 """Names that MLflow has for scores; the others keep theirs below validation/."""
+SUMMED = ("time/seconds", "cost/environment_steps")
 SUMMARISED = ("validation/return", "validation/return_low", "validation/return_high", "validation/normalised")
 
 
@@ -145,23 +146,25 @@ class Trial:
         )
         return {METRICS.get(name, f"validation/{name}"): value for name, value in score.items()} | {
             "time/seconds": time.perf_counter() - started,
-            "cost/environment_steps": self._episodes()
-            * (self.validation.protocol.horizon or self.plan.dataset.family.horizon),
+            "cost/environment_steps": self._steps_of_a_score(),
             "cost/trained_parameters": json.loads((self.model / "model.json").read_text()).get("parameters", 0),
         }
 
     def log(self, scores: Mapping[int, Row]) -> None:
-        """Log the scores by update."""
-        self.run.log_history([score | {"step": step} for step, score in sorted(scores.items())])
+        """Log the scores by update; what adds up is logged when the trial ends."""
+        self.run.log_history(
+            [
+                {"step": step} | {name: value for name, value in score.items() if name not in SUMMED}
+                for step, score in sorted(scores.items())
+            ]
+        )
 
     def end(self, scores: Mapping[int, Row], state: str) -> None:
         """Write the trial's row and close its run."""
         ledger = self.plan.ledger
         last = max(scores, default=0)
         scored: Row = scores[last] if state != "diverged" else {}
-        summed = {
-            name: sum(score[name] for score in scores.values()) for name in ("time/seconds", "cost/environment_steps")
-        }
+        summed = {name: sum(score[name] for score in scores.values()) for name in SUMMED}
         row: Row = dict.fromkeys((*SUMMARISED, "cost/trained_parameters")) | self.point | scored | summed
         row |= {"cost/gradient_steps": last, "state": state, "run": self.run.run_id}
         ledger.write_result(self.number, row)
