@@ -33,7 +33,7 @@ from promptdiffuser.learning.checkpoint import write_json
 from promptdiffuser.learning.model_folders import load_backbone
 from promptdiffuser.methods import get_method
 from promptdiffuser.search.ledger import Ledger, Row
-from promptdiffuser.search.space import apply, parse_field
+from promptdiffuser.search.space import apply, grid, parse_field
 from promptdiffuser.search.sweep import Sweep
 from promptdiffuser.seeding import SIMULATOR_SEEDS, seed_at
 from promptdiffuser.tasks import get_family
@@ -115,10 +115,11 @@ def run(workspace: Workspace, plan: SweepPlan) -> None:
     if not ledger.left():
         return
     connect(sweep.experiment.cluster, trials=max(1, sweep.concurrency), dashboard=sweep.trains_backbone)
+    size = sweep.trials or (sum(1 for _ in grid(sweep.space)) if sweep.search == "grid" else 0)
     with workspace.at_work(f"sweep {sweep.name}", ledger.folder, plan.parent) as shown:
 
         def look() -> None:
-            shown.expect(max(sweep.trials, len(ledger)), len(ledger.rows()))
+            shown.expect(max(size, len(ledger)), len(ledger.rows()))
 
         with shown.watch(look):
             run_sweep(plan)
