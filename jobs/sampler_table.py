@@ -102,9 +102,9 @@ def losses_stage(workspace: Workspace, table: SamplerTable, trained: Path) -> St
     experiment, dataset = workspace.experiment, pretrain.checked_dataset(workspace)
     tasks, few_shot = dataset.family.validation_tasks, experiment.evaluation.few_shot
     both = dataclasses.replace(few_shot, episodes=few_shot.episodes + table.held_out_episodes)
-    multi_task = train_diffuser.training_of(workspace, table.diffuser, "sampler-table", experiment.diffuser.multi_task)
     training = dataclasses.replace(
-        multi_task,
+        train_diffuser.training_of(workspace, table.diffuser),
+        stage="sampler-table",
         start_from=trained / "model",
         guidance_start=0,
         held_out_episodes=table.held_out_episodes,
