@@ -22,7 +22,7 @@ from promptdiffuser.learning.trainings import DiffuserTraining
 from promptdiffuser.methods import get_method
 from promptdiffuser.methods.cells import AdaptationCell
 from promptdiffuser.tasks import get_family
-from promptdiffuser.tracking.store import STAGE_TAG, RunLog
+from promptdiffuser.tracking.store import STAGE_TAG, RunLog, Tracker
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ def stage(workspace: Workspace) -> Stage:
         if missing:
             cluster = workspace.experiment.cluster
             connect(cluster)
-            logs = [(cell, history_log(run, cell)) for cell in missing]
-            for _ in adapt_cells(logs, num_gpus=min(1.0, cluster.gpus_per_worker)):
+            logged = [(cell, history_log(run.tracker, run.run, cell)) for cell in missing]
+            for _ in adapt_cells(logged, num_gpus=min(1.0, cluster.gpus_per_worker)):
                 run.advance()
         if models := {each.method: each.diffusers for each in plans if each.diffusers}:
             look_inside(run, workspace, models)
@@ -108,14 +108,14 @@ def stage(workspace: Workspace) -> Stage:
     )
 
 
-def history_log(run: StageRun, cell: AdaptationCell) -> RunLog | None:
+def history_log(tracker: Tracker, parent: RunLog, cell: AdaptationCell) -> RunLog | None:
     """Return the run that a cell's training is logged to; a cell that trains nothing has none."""
     if cell.few_shot_training is None:
         return None
-    return run.tracker.run(
+    return tracker.run(
         f"few-shot {cell.method} task {cell.task}",
-        f"{Path(cell.folder).parent.name}/{cell.task}",
-        run.run,
+        f"{cell.folder.parent.name}/{cell.task}",
+        parent,
         {STAGE_TAG: "few-shot-task", "promptdiffuser.task": str(cell.task)},
     )
 

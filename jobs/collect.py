@@ -84,6 +84,8 @@ def mean_return(records: list[FileRecord]) -> float:
 
 def dataset_location(workspace: Workspace) -> str:
     """Return the dataset that the experiment reads: the one passed, or its own collect stage's."""
+    if workspace.base is not None:
+        return dataset_location(workspace.base)
     return workspace.options.dataset or str(workspace.finished(stage(workspace)) / DATASET)
 
 

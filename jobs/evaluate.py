@@ -8,6 +8,7 @@ A method's episodes lie in a folder named by what they are, so a longer list of 
 import dataclasses
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from promptdiffuser.evaluation.blocks import EvaluationBlock, evaluation_blocks
 from promptdiffuser.evaluation.policies import AdaptedPolicies, AdaptedPolicy
 from promptdiffuser.evaluation.results import BlockResults
 from promptdiffuser.evaluation.scores import summarise_targets
+from promptdiffuser.experiment import ClusterConfig
 from promptdiffuser.learning.model_folders import load_backbone
 from promptdiffuser.methods import get_method
 from promptdiffuser.methods.adaptation import Adaptation, Cost
@@ -120,14 +122,19 @@ def play(run: StageRun, policies: AdaptedPolicies, evaluations: list[MethodEvalu
     if missing:
         connect(experiment.cluster)
         results = {each.method: each.blocks for each in evaluations}
-        pool = RolloutPool(family.name, experiment.cluster.rollout_actors, experiment.cluster.gpus_per_actor)
+        pool = rollout_pool(family.name, experiment.cluster)
         for block, episodes in pool.run(missing, policies):
             results[block.method].write(block.name, episodes)
             run.advance()
         run.run.log_metrics({"cost/rollout_actor_memory_gib": pool.peak_memory_gib})
-        pool.close()
     for each in evaluations:
         each.blocks.join([block.name for block in blocks[each.method]], each.episodes)
+
+
+@cache
+def rollout_pool(family: str, cluster: ClusterConfig) -> RolloutPool:
+    """Return the pool that all evaluations of this job share; its actors end with the job."""
+    return RolloutPool(family, cluster.rollout_actors, cluster.gpus_per_actor)
 
 
 def cost_of(evaluation: MethodEvaluation) -> dict[str, float]:

@@ -36,7 +36,8 @@ def run_experiment(options: JobOptions) -> None:
         for variant in pretrain.variants(workspace):
             workspace.run(pretrain.stage(workspace, variant))
         for diffuser in train_diffuser.diffusers(workspace):
-            workspace.run(train_diffuser.stage(workspace, diffuser))
+            for stage in train_diffuser.stages(workspace, diffuser):
+                workspace.run(stage)
         workspace.run(adapt.stage(workspace))
         results = workspace.run(evaluate.stage(workspace))
     shutil.copyfile(results / "summary.json", workspace.folder / "summary.json")

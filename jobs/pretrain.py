@@ -83,6 +83,8 @@ def validation_of(
 
 def backbone_folder(workspace: Workspace, variant: str = PROMPTED) -> Path:
     """Return a backbone that the experiment adapts: the one passed, or its own pretrain stage's."""
+    if workspace.base is not None:
+        return backbone_folder(workspace.base, variant)
     if variant == PROMPTED and workspace.options.backbone_checkpoint:
         return workspace.options.backbone_checkpoint
     return workspace.finished(stage(workspace, variant)) / "model"
@@ -90,11 +92,8 @@ def backbone_folder(workspace: Workspace, variant: str = PROMPTED) -> Path:
 
 @cache
 def checked_dataset(workspace: Workspace) -> Dataset:
-    """Open the experiment's dataset; raises `UserError` if it is broken, of another family, or lacks episodes.
-
-    All of it is read for that, so a job does it once and not for every stage that it puts together.
-    """
-    dataset = open_dataset(collect.dataset_location(workspace))
+    """Return the experiment's dataset; raises `UserError` if it is broken, of another family, or lacks episodes."""
+    dataset = _opened(collect.dataset_location(workspace))
     if dataset.manifest.family != workspace.experiment.family:
         raise UserError(
             f"{dataset.location} holds {dataset.manifest.family}, the experiment is on {workspace.experiment.family}"
@@ -106,8 +105,18 @@ def checked_dataset(workspace: Workspace) -> Dataset:
     return dataset
 
 
+@cache
+def _opened(location: str) -> Dataset:
+    # All of it is read, so a job does it once and not for every stage or experiment that it puts together.
+    return open_dataset(location)
+
+
 def train_with_ray(
-    run: StageRun, training: Training, dataset: Dataset, experiment: Experiment, validation: Validation
+    run: StageRun,
+    training: Training,
+    dataset: Dataset,
+    experiment: Experiment,
+    validation: Validation | None = None,
 ) -> None:
     """Train on the training tasks, in the stage's folder, on Ray Train workers, showing the progress."""
     tasks, quality = dataset.family.train_tasks, experiment.quality

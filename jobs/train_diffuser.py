@@ -4,15 +4,22 @@ python jobs/train_diffuser.py quickstart --guidance.weight 2
 """
 
 import dataclasses
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 
 import pretrain
 import torch
 from inside import look_inside
 from workspace import JobOptions, Stage, StageRun, Workspace, run_job
 
+from promptdiffuser.distributed.training import TrainJob
+from promptdiffuser.errors import UserError
+from promptdiffuser.learning.guidance import GuidanceConfig
 from promptdiffuser.learning.model_folders import load_backbone
 from promptdiffuser.learning.trainings import DiffuserTraining
 from promptdiffuser.methods import METHODS, get_method
+from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.tasks import get_family
 from promptdiffuser.trainings import diffuser_training, few_shot_training
 
@@ -23,15 +30,65 @@ def diffusers(workspace: Workspace) -> list[str]:
     return list(dict.fromkeys(diffuser for diffuser in needed if diffuser is not None))
 
 
+def denoising_training(workspace: Workspace, diffuser: str) -> DiffuserTraining:
+    """Return the training by the denoising loss alone that a diffuser's multi-task training goes on from."""
+    config = workspace.experiment.diffuser
+    # Of no guidance, nothing but its absence counts, so that diffusers with any guidance share the training.
+    optimisation = dataclasses.replace(config.multi_task, steps=config.denoising_steps, snapshot_every=0, use="last")
+    return dataclasses.replace(
+        training_of(workspace, diffuser),
+        stage="denoising",
+        optimisation=optimisation,
+        guidance=GuidanceConfig(weight=0.0),
+        guidance_start=0,
+    )
+
+
+def denoising_stage(workspace: Workspace, diffuser: str) -> Stage:
+    """Return the stage of that training."""
+    experiment, dataset = workspace.experiment, pretrain.checked_dataset(workspace)
+    training = denoising_training(workspace, diffuser)
+
+    def work(run: StageRun) -> None:
+        if not (run.folder / "model").is_dir():  # else it was trained apart
+            pretrain.train_with_ray(run, training, dataset, experiment)
+
+    return Stage(
+        f"denoising-{'context' if training.with_context else 'y'}",
+        "train-diffuser",
+        settings_of(training),
+        work,
+        f"python jobs/train_diffuser.py {experiment.name}",
+    )
+
+
+def multi_task_training(workspace: Workspace, diffuser: str) -> DiffuserTraining:
+    """Return a diffuser's training on the training tasks."""
+    training = training_of(workspace, diffuser)
+    if not workspace.experiment.diffuser.denoising_steps:
+        return training
+    start = workspace.finished(denoising_stage(workspace, diffuser)) / "model"
+    return dataclasses.replace(training, start_from=start)
+
+
+def stages(workspace: Workspace, diffuser: str) -> Iterator[Stage]:
+    """Yield the stages that make a diffuser, each to be run before the next is asked for."""
+    if workspace.experiment.diffuser.denoising_steps:
+        yield denoising_stage(workspace, diffuser)
+    yield stage(workspace, diffuser)
+
+
 def stage(workspace: Workspace, diffuser: str) -> Stage:
     """Return the stage that trains a diffuser on the training tasks."""
     experiment = workspace.experiment
     dataset = pretrain.checked_dataset(workspace)
-    training = training_of(workspace, diffuser)
+    training = multi_task_training(workspace, diffuser)
     # Snapshots are scored by what they generate without training on a target task, which all its methods share.
     scored_by = next(name for name, method in METHODS.items() if method.diffuser == diffuser)
 
     def work(run: StageRun) -> None:
+        if (run.folder / "model").is_dir():
+            return  # trained apart
         validation = pretrain.validation_of(dataset, experiment, scored_by, training.backbone_folder)
         pretrain.train_with_ray(run, training, dataset, experiment, validation)
         look_inside(run, workspace, {diffuser: dict.fromkeys(dataset.family.validation_tasks, run.folder / "model")})
@@ -45,6 +102,20 @@ def stage(workspace: Workspace, diffuser: str) -> Stage:
     )
 
 
+def job_apart(workspace: Workspace, this: Stage, training: DiffuserTraining) -> TrainJob | None:
+    """Return a stage's training as one that needs no Ray Train, for many side by side; None where it is done."""
+    experiment, dataset = workspace.experiment, pretrain.checked_dataset(workspace)
+    folder = workspace.folder_of(this)
+    if (folder / "model").is_dir():
+        return None
+    if training.optimisation.snapshot_every:
+        raise UserError(
+            "diffuser.multi_task.snapshot_every must be 0 where many diffusers are trained side by side; their "
+            "snapshots would have to be scored in turn"
+        )
+    return TrainJob(training, dataset, dataset.family.train_tasks, experiment.quality, folder, workspace.open(this))
+
+
 def few_shot_of(workspace: Workspace, diffuser: str, task: int) -> DiffuserTraining:
     """Return a diffuser's training on the few-shot episodes of a target task."""
     start_from = workspace.finished(stage(workspace, diffuser)) / "model"
@@ -52,11 +123,16 @@ def few_shot_of(workspace: Workspace, diffuser: str, task: int) -> DiffuserTrain
 
 
 def training_of(workspace: Workspace, diffuser: str) -> DiffuserTraining:
-    """Return the multi-task training of a diffuser with the experiment's settings."""
+    """Return the multi-task training of a diffuser with the experiment's settings, from new weights."""
     experiment, dataset = workspace.experiment, pretrain.checked_dataset(workspace)
     folder = pretrain.backbone_folder(workspace).resolve()
-    backbone, _ = load_backbone(folder, get_family(experiment.family), torch.device("cpu"))
-    return diffuser_training(experiment, dataset, diffuser, folder, backbone.config)
+    return diffuser_training(experiment, dataset, diffuser, folder, _config_of(folder, experiment.family))
+
+
+@cache
+def _config_of(folder: Path, family: str) -> BackboneConfig:
+    backbone, _ = load_backbone(folder, get_family(family), torch.device("cpu"))
+    return backbone.config
 
 
 def settings_of(training: DiffuserTraining) -> dict[str, object]:
@@ -75,7 +151,8 @@ def main(options: JobOptions) -> None:
     """Run the stages."""
     with Workspace(options) as workspace:
         for diffuser in diffusers(workspace):
-            print(workspace.run(stage(workspace, diffuser)) / "model")
+            for each in stages(workspace, diffuser):
+                print(workspace.run(each) / "model")
 
 
 if __name__ == "__main__":

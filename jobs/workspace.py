@@ -134,9 +134,12 @@ class Workspace:
     title: str = ""
     """Name of the parent run, if not the experiment's."""
     kind: str = "experiment"
-    """Tag of the parent run: experiment or sweep."""
+    """Tag of the parent run: experiment, sweep or benchmark."""
     search: dict[str, Any] = field(default_factory=dict)
     """What makes a sweep another one besides its experiment."""
+    base: "Workspace | None" = None
+    """The benchmark that the experiment is one cell of: its run is the parent of this one's, and its dataset and
+    backbones are adapted."""
     console: Console = field(default_factory=Console)
 
     def __post_init__(self) -> None:
@@ -153,10 +156,12 @@ class Workspace:
         identity = {name: value for name, value in dataclasses.asdict(self.experiment).items() if name != "cluster"}
         tags = {STAGE_TAG: self.kind, "promptdiffuser.command": self.command}
         identity |= self.search
-        run = self.tracker.run(title, fingerprint_of([title, identity]), None, tags)
+        parent = self.base.run_log if self.base else None
+        run = self.tracker.run(title, fingerprint_of([title, identity]), parent, tags)
         run.log_params(identity)
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "experiment.json").write_text(self.experiment.to_json())
+        if self.base is None:
+            (self.folder / "experiment.json").write_text(self.experiment.to_json())
         run.log_json("experiment.json", json.loads(self.experiment.to_json()))
         return run
 
@@ -185,6 +190,13 @@ class Workspace:
             )
         return folder
 
+    def open(self, stage: Stage) -> RunLog:
+        """Return a stage's run in MLflow, the same one each time."""
+        tags = {STAGE_TAG: stage.kind, "promptdiffuser.folder": str(self.folder_of(stage))}
+        run = self.tracker.run(stage.name, stage.fingerprint, self.run_log, tags)
+        self.run_log.set_tag(USED_RUN_TAG + stage.name, run.run_id)
+        return run
+
     def run(self, stage: Stage) -> Path:
         """Run a stage to its end, unless it is finished already, and return its folder."""
         folder = self.folder_of(stage)
@@ -196,9 +208,7 @@ class Workspace:
                 self.console.print(f"[green]✓[/] {stage.name:<32} done before ({record['seconds']:.0f} s then)")
                 return folder
         folder.mkdir(parents=True, exist_ok=True)
-        tags = {STAGE_TAG: stage.kind, "promptdiffuser.folder": str(folder)}
-        run = self.tracker.run(stage.name, stage.fingerprint, self.run_log, tags)
-        self.run_log.set_tag(USED_RUN_TAG + stage.name, run.run_id)
+        run = self.open(stage)
         run.log_params(stage.settings)
         started = time.perf_counter()
         try:

@@ -60,6 +60,10 @@ class DiffuserTrainingConfig:
     """Prompts in the denoising loss of one update."""
     guidance_start: int = 0
     """Multi-task update from which the downstream loss guides; before it the denoising loss trains alone."""
+    denoising_steps: int = 0
+    """Updates of the denoising loss alone, as a training of its own that `multi_task` then goes on from with new
+    moments of Adam. It does not depend on the guidance, so experiments that differ in that alone share it.
+    0: `multi_task` starts from new weights."""
     context_episodes: int = 5
     """Episodes of a task that its context is read from."""
     context_transitions: int = 8
@@ -75,6 +79,8 @@ class DiffuserTrainingConfig:
         for name in ("batch_size", "context_episodes", "context_transitions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"diffuser.{name} must be at least 1, got {getattr(self, name)}")
+        if self.denoising_steps < 0:
+            raise ValueError(f"diffuser.denoising_steps must not be negative, got {self.denoising_steps}")
         if self.held_out_episodes < 0:
             raise ValueError(f"diffuser.held_out_episodes must not be negative, got {self.held_out_episodes}")
         if (self.held_out_episodes > 0) != (self.few_shot.use == "best"):

@@ -1,0 +1,223 @@
+"""Compare methods on equal terms: methods x families x seeds x sizes of the few-shot set, in one table a family.
+
+    python jobs/benchmark.py cheetah-vel-methods
+    python jobs/benchmark.py cheetah-vel-methods --seeds 1 2 --few-shot-episodes 1 5 25
+
+Dataset and backbones are made once. Diffusers of all seeds are trained side by side, a core each, then every method
+adapts to every test task, then all are evaluated. What is finished is kept: run again after a kill, or with more
+seeds or methods, the same command makes only what is missing.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import adapt
+import collect
+import evaluate
+import pandas as pd
+import pretrain
+import train_diffuser
+import tyro
+from recipes import BENCHMARKS
+from recipes.benchmarks import Benchmark, BenchmarkCell
+from rich.table import Table
+from workspace import JobOptions, Stage, StageRun, Workspace, run_job
+
+from promptdiffuser.distributed.adaptation import adapt_cells
+from promptdiffuser.distributed.cluster import connect
+from promptdiffuser.distributed.training import train_apart
+from promptdiffuser.learning.trainings import DiffuserTraining
+
+ROOT = Path(__file__).resolve().parents[1]
+EPISODES = "episodes.parquet"
+COSTS = "costs.json"
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """Command line of a benchmark."""
+
+    benchmark: Annotated[Benchmark, tyro.conf.arg(name="")]
+    arms: tuple[str, ...] = ()
+    """Names of the arms to run; all of them if none is named."""
+    outputs: Path = Path("outputs")
+    """Folder below which the experiment writes everything."""
+
+
+@dataclass(frozen=True)
+class PlacedCell:
+    """A cell with its runs and folders."""
+
+    cell: BenchmarkCell
+    workspace: Workspace
+
+
+def place(base: Workspace, benchmark: Benchmark) -> list[PlacedCell]:
+    """Return the benchmark's cells of a family below its run."""
+    placed = []
+    for cell in benchmark.cells(base.experiment.family):
+        title = " ".join(
+            filter(None, [base.title, cell.arm, f"seed {cell.seed}", f"{cell.few_shot_episodes} episodes"])
+        )
+        options = JobOptions(cell.experiment, base.options.outputs)
+        placed.append(PlacedCell(cell, Workspace(options, title, base=base, console=base.console)))
+    return placed
+
+
+Trainings = dict[Path, tuple[Workspace, Stage, DiffuserTraining]]
+"""Folder -> a diffuser's training and the experiment that it is logged below; experiments may share one."""
+
+
+def denoising_trainings(cells: list[PlacedCell]) -> Trainings:
+    """Return the trainings that the diffusers of all cells go on from, if there are any."""
+    found = Trainings()
+    for workspace in (each.workspace for each in cells if each.cell.experiment.diffuser.denoising_steps):
+        for diffuser in train_diffuser.diffusers(workspace):
+            stage = train_diffuser.denoising_stage(workspace, diffuser)
+            training = train_diffuser.denoising_training(workspace, diffuser)
+            found[workspace.folder_of(stage)] = workspace, stage, training
+    return found
+
+
+def multi_task_trainings(cells: list[PlacedCell]) -> Trainings:
+    """Return the trainings of the diffusers of all cells."""
+    found = Trainings()
+    for workspace in (each.workspace for each in cells):
+        for diffuser in train_diffuser.diffusers(workspace):
+            stage = train_diffuser.stage(workspace, diffuser)
+            training = train_diffuser.multi_task_training(workspace, diffuser)
+            found[workspace.folder_of(stage)] = workspace, stage, training
+    return found
+
+
+def trainings_stage(base: Workspace, name: str, trainings: Trainings) -> Stage:
+    """Return the stage that makes trainings side by side."""
+
+    def work(run: StageRun) -> None:
+        jobs = [job for each in trainings.values() if (job := train_diffuser.job_apart(*each)) is not None]
+        if jobs:
+            cluster = base.experiment.cluster
+            connect(cluster)
+            with run.watch_training([job.folder for job in jobs]):
+                for job in train_apart(jobs, num_gpus=min(1.0, cluster.gpus_per_worker)):
+                    job.run.finish()
+
+    return Stage(name, "train-diffuser", {"folders": sorted(f.name for f in trainings)}, work, base.command)
+
+
+def run_own_stages(trainings: Trainings) -> None:
+    """Give each training its own stage's place in MLflow and on storage; it finds its work done."""
+    for workspace, stage, _ in trainings.values():
+        workspace.run(stage)
+
+
+def adaptations_stage(base: Workspace, cells: list[PlacedCell]) -> Stage:
+    """Return the stage that adapts by all methods of all cells side by side; cells may share an adaptation."""
+    plans = {
+        plan.fingerprint: (plan, each.workspace)
+        for each in cells
+        for name in each.workspace.experiment.methods
+        for plan in [adapt.plan(each.workspace, name)]
+    }
+
+    def work(run: StageRun) -> None:
+        missing = [(cell, workspace) for plan, workspace in plans.values() for cell in plan.cells if not cell.is_done]
+        total = sum(len(plan.cells) for plan, _ in plans.values())
+        run.expect(total, total - len(missing))
+        if missing:
+            cluster = base.experiment.cluster
+            connect(cluster)
+            logged = [
+                (cell, adapt.history_log(run.tracker, workspace.open(adapt.stage(workspace)), cell))
+                for cell, workspace in missing
+            ]
+            for _ in adapt_cells(logged, num_gpus=min(1.0, cluster.gpus_per_worker)):
+                run.advance()
+
+    return Stage("adaptations", "adapt", {"plans": sorted(plans)}, work, base.command)
+
+
+def results_stage(base: Workspace, benchmark: Benchmark, cells: list[PlacedCell]) -> Stage:
+    """Return the stage that puts the evaluations of all cells together and writes the tables."""
+    folders = [each.workspace.finished(evaluate.stage(each.workspace)) for each in cells]
+
+    def work(run: StageRun) -> None:
+        frames, costs = list[pd.DataFrame](), list[dict[str, Any]]()
+        for each, folder in zip(cells, folders, strict=True):
+            names = {"arm": each.cell.arm, "few_shot_episodes": each.cell.few_shot_episodes}
+            frames.append(pd.read_parquet(folder / EPISODES).assign(**names, training_seed=each.cell.seed))
+            methods = json.loads((folder / "summary.json").read_text())["methods"]
+            costs += [
+                names | {"method": method, "training_seed": each.cell.seed} | of for method, of in methods.items()
+            ]
+        pd.concat(frames, ignore_index=True).to_parquet(run.folder / EPISODES, index=False)
+        (run.folder / COSTS).write_text(json.dumps(costs, indent=1) + "\n")
+        for name in (EPISODES, COSTS):
+            run.run.log_artifact(run.folder / name)
+        # analysis/ stands beside jobs/, outside of the installed package.
+        sys.path.append(str(ROOT))
+        from analysis.benchmark import write_tables
+
+        for path in write_tables(run.folder, benchmark.reference, benchmark.reference_arm):
+            run.run.log_artifact(path)
+
+    settings = {
+        "cells": [folder.name for folder in folders],
+        "reference": [benchmark.reference, benchmark.reference_arm],
+    }
+    return Stage("benchmark", "benchmark", settings, work, base.command)
+
+
+def run_family(options: BenchmarkOptions, family: str) -> None:
+    """Run the benchmark on one family and print its table."""
+    benchmark = options.benchmark.of_arms(options.arms) if options.arms else options.benchmark
+    title = f"{benchmark.name} {family}"
+    with Workspace(JobOptions(benchmark.base(family), options.outputs), title=title, kind="benchmark") as base:
+        base.run(collect.stage(base))
+        for variant in pretrain.variants(base):
+            base.run(pretrain.stage(base, variant))
+        cells = place(base, benchmark)
+        for name, find in (("denoising", denoising_trainings), ("diffusers", multi_task_trainings)):
+            if trainings := find(cells):
+                base.run(trainings_stage(base, name, trainings))
+                run_own_stages(trainings)
+        base.run(adaptations_stage(base, cells))
+        for each in cells:
+            with each.workspace as workspace:
+                workspace.run(adapt.stage(workspace))
+                workspace.run(evaluate.stage(workspace))
+        folder = base.run(results_stage(base, benchmark, cells))
+        base.console.print(_table(family, pd.read_csv(folder / "table.csv")))
+        base.console.print(f"tables   {folder}", soft_wrap=True)
+
+
+def _table(family: str, rows: pd.DataFrame) -> Table:
+    table = Table(title=f"{family}: mean return over test tasks and seeds")
+    arms = ["arm"] if rows["arm"].notna().any() else []
+    sizes = ["few_shot_episodes"] if rows["few_shot_episodes"].nunique() > 1 else []
+    shown = [*arms, *sizes, "method", "return", "normalised", "difference", "tunable", "updates", "episodes", "adapt_s"]
+    for column in shown:
+        table.add_column(column.replace("_", " "), justify="left" if column in ("arm", "method") else "right")
+    for row in rows.fillna("").to_dict("records"):
+        row["return"] = f"{row['return']:.1f} ({row['return_low']:.1f} to {row['return_high']:.1f})"
+        if row["difference"] != "":
+            row["difference"] = (
+                f"{row['difference']:+.1f} ({row['difference_low']:+.1f} to {row['difference_high']:+.1f})"
+            )
+        row["normalised"] = f"{row['normalised']:.3f}"
+        table.add_row(*(f"{row[column]:g}" if isinstance(row[column], float) else str(row[column]) for column in shown))
+    return table
+
+
+def main(options: BenchmarkOptions) -> None:
+    """Run the benchmark on every family."""
+    for family in options.benchmark.families:
+        run_family(options, family)
+
+
+if __name__ == "__main__":
+    options = {name: (make.__doc__ or "", BenchmarkOptions(make())) for name, make in BENCHMARKS.items()}
+    run_job(main, __doc__ or "", options)
