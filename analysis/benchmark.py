@@ -69,10 +69,11 @@ def table(
     if reference not in set(returns["method"]):
         raise UserError(f"no episodes of the reference method {reference!r}; name one of {sorted(set(returns.method))}")
     rows = []
-    for cell, own in returns.groupby(CELL, sort=False):
+    by_cell = {cell: own.set_index("training_seed")["return"] for cell, own in returns.groupby(CELL, sort=False)}
+    for cell, own in by_cell.items():
         arm, size, method = cell
         of_cell = costs[(costs["arm"] == arm) & (costs["few_shot_episodes"] == size) & (costs["method"] == method)]
-        own_return = student_interval(own["return"].to_numpy())
+        own_return = student_interval(own.to_numpy())
         row = {
             "arm": arm,
             "few_shot_episodes": size,
@@ -84,16 +85,15 @@ def table(
             "normalised": of_cell["normalised"].mean(),
             "failed_share": of_cell["failed_share"].mean(),
         }
+        difference = Interval(np.nan, np.nan, np.nan)
         compared_with = (arm if reference_arm is None else reference_arm, size, reference)
         if cell != compared_with:
-            other = returns[(returns[CELL] == compared_with).all(axis=1)]
-            paired = own.set_index("training_seed")["return"] - other.set_index("training_seed")["return"]
-            difference = student_interval(paired.dropna().to_numpy())
-            row |= {
-                "difference": difference.estimate,
-                "difference_low": difference.low,
-                "difference_high": difference.high,
-            }
+            difference = student_interval((own - by_cell[compared_with]).dropna().to_numpy())
+        row |= {
+            "difference": difference.estimate,
+            "difference_low": difference.low,
+            "difference_high": difference.high,
+        }
         rows.append(row | {column: of_cell[name].mean() for name, column in COSTS.items()})
     return pd.DataFrame(rows).sort_values(["few_shot_episodes", "return"], ascending=[True, False], ignore_index=True)
 

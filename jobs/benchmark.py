@@ -201,15 +201,22 @@ def _table(family: str, rows: pd.DataFrame) -> Table:
     shown = [*arms, *sizes, "method", "return", "normalised", "difference", "tunable", "updates", "episodes", "adapt_s"]
     for column in shown:
         table.add_column(column.replace("_", " "), justify="left" if column in ("arm", "method") else "right")
-    for row in rows.fillna("").to_dict("records"):
-        row["return"] = f"{row['return']:.1f} ({row['return_low']:.1f} to {row['return_high']:.1f})"
-        if row["difference"] != "":
-            row["difference"] = (
-                f"{row['difference']:+.1f} ({row['difference_low']:+.1f} to {row['difference_high']:+.1f})"
-            )
-        row["normalised"] = f"{row['normalised']:.3f}"
-        table.add_row(*(f"{row[column]:g}" if isinstance(row[column], float) else str(row[column]) for column in shown))
+    for row in rows.to_dict("records"):
+        difference = "" if pd.isna(row["difference"]) else with_interval(row, "difference", "+.1f")
+        texts = {
+            "return": with_interval(row, "return", ".1f"),
+            "normalised": f"{row['normalised']:.3f}",
+            "difference": difference,
+            "adapt_s": f"{row['adapt_s']:.1f}",
+        }
+        table.add_row(*(str((row | texts)[column]) for column in shown))
     return table
+
+
+def with_interval(row: dict[str, Any], name: str, form: str) -> str:
+    """Return a number with its interval; there is none over a single seed."""
+    number, low, high = (format(row[column], form) for column in (name, f"{name}_low", f"{name}_high"))
+    return number if pd.isna(row[f"{name}_low"]) else f"{number} ({low} to {high})"
 
 
 def main(options: BenchmarkOptions) -> None:

@@ -1,0 +1,105 @@
+"""The tables of a benchmark, against scipy and against made-up returns whose answer is known."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from analysis.benchmark import seed_returns, student_interval, table, write_tables
+from promptdiffuser.errors import UserError
+
+SEEDS, TASKS, PROMPTS = (1, 2, 3, 4), (2, 7), 3
+GAIN = {"plain": 0.0, "better": 2.0, "worse": -5.0}
+
+
+@pytest.fixture
+def episodes() -> pd.DataFrame:
+    """Every method's return is the seed's and the prompt's own plus its gain, so that differences are exact."""
+    noise = np.random.default_rng(0).normal(size=(len(SEEDS), len(TASKS), PROMPTS))
+    rows = [
+        {
+            "arm": arm,
+            "few_shot_episodes": size,
+            "method": method,
+            "training_seed": seed,
+            "task": task,
+            "prompt": prompt,
+            "episode": 0,
+            "return": gain + size + 10 * (arm == "b") + noise[s, j, prompt],
+        }
+        for arm in ("a", "b")
+        for size in (1, 5)
+        for method, gain in GAIN.items()
+        for s, seed in enumerate(SEEDS)
+        for j, task in enumerate(TASKS)
+        for prompt in range(PROMPTS)
+    ]
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def costs(episodes: pd.DataFrame) -> pd.DataFrame:
+    cells = episodes[["arm", "few_shot_episodes", "method", "training_seed"]].drop_duplicates()
+    of_all = {"normalised": 0.9, "failed_share": 0.1, "gradient_steps": 60, "environment_episodes": 0}
+    cells = cells.assign(**of_all, memory_gib=0.5, seconds_adapt=cells["training_seed"] * 1.0)
+    return cells.assign(tunable_parameters=np.where(cells["method"] == "better", 220, 0))
+
+
+def test_the_interval_is_students() -> None:
+    values = np.array([1.0, 2.0, 4.0, 8.0])
+    found = student_interval(values)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert found.estimate == values.mean()
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert np.isnan(student_interval(values[:1]).low)
+
+
+def test_a_seeds_return_weighs_tasks_and_prompts_alike(episodes: pd.DataFrame) -> None:
+    # Episodes more of one prompt, and a diverged one, change nothing.
+    once_more = pd.concat([episodes, episodes[episodes["prompt"] == 0].assign(episode=1)])
+    diverged = episodes[episodes["prompt"] == 1].assign(episode=2, **{"return": np.nan})
+    whole = pd.concat([once_more.assign(diverged=False), diverged.assign(diverged=True)])
+    pd.testing.assert_frame_equal(seed_returns(whole), seed_returns(episodes))
+    of_cell = episodes.query("arm == 'a' and few_shot_episodes == 5 and method == 'plain' and training_seed == 2")
+    found = seed_returns(episodes).set_index(["arm", "few_shot_episodes", "method", "training_seed"])["return"]
+    assert found["a", 5, "plain", 2] == pytest.approx(of_cell["return"].mean())
+
+
+@pytest.mark.parametrize(("reference_arm", "shift"), [(None, 0.0), ("a", 10.0)], ids=["within-arms", "across-arms"])
+def test_differences_pair_equal_seeds(
+    episodes: pd.DataFrame, costs: pd.DataFrame, reference_arm: str | None, shift: float
+) -> None:
+    found = table(episodes, costs, "plain", reference_arm).set_index(["arm", "few_shot_episodes", "method"])
+    assert len(found) == 12
+    for (arm, _, method), row in found.iterrows():
+        if method == "plain" and arm == (reference_arm or arm):
+            assert np.isnan(row["difference"])
+            continue
+        expected = GAIN[method] + (shift if arm == "b" else 0.0)
+        assert (row["difference"], row["difference_low"], row["difference_high"]) == pytest.approx((expected,) * 3)
+    assert (found["return_high"] > found["return"]).all()
+    assert found.loc[("a", 1, "better"), "tunable"] == 220
+    assert found.loc[("a", 1, "better"), "adapt_s"] == 2.5
+    assert found.loc["a"].loc[1].index.tolist() == ["better", "plain", "worse"], "the best comes first"
+
+
+def test_a_reference_without_episodes_is_refused(episodes: pd.DataFrame, costs: pd.DataFrame) -> None:
+    with pytest.raises(UserError, match="no episodes of the reference method 'other'"):
+        table(episodes, costs, "other")
+
+
+def test_tables_are_written_as_csv_and_parquet(episodes: pd.DataFrame, costs: pd.DataFrame, tmp_path: Path) -> None:
+    episodes.to_parquet(tmp_path / "episodes.parquet")
+    (tmp_path / "costs.json").write_text(json.dumps(costs.to_dict("records")))
+    files = write_tables(tmp_path, "plain")
+    assert [path.name for path in files] == ["table.csv", "table.parquet", "per_task.csv", "per_task.parquet"]
+    for name in ("table", "per_task"):
+        pd.testing.assert_frame_equal(
+            pd.read_csv(tmp_path / f"{name}.csv"), pd.read_parquet(tmp_path / f"{name}.parquet")
+        )
+    of_task = pd.read_csv(tmp_path / "per_task.csv").set_index(["arm", "few_shot_episodes", "method"])
+    means = episodes.groupby(["arm", "few_shot_episodes", "method", "task"])["return"].mean()
+    assert of_task.loc[("b", 5, "worse"), "7"] == pytest.approx(means["b", 5, "worse", 7])
