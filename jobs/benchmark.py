@@ -34,6 +34,8 @@ from promptdiffuser.learning.trainings import DiffuserTraining
 ROOT = Path(__file__).resolve().parents[1]
 EPISODES = "episodes.parquet"
 COSTS = "costs.json"
+CELLS_AT_A_TIME = 40
+"""Cells whose policies are with the actors at a time."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,18 @@ def adaptations_stage(base: Workspace, cells: list[PlacedCell]) -> Stage:
     return Stage("adaptations", "adapt", {"plans": sorted(plans)}, work, base.command)
 
 
+def evaluations_stage(base: Workspace, cells: list[PlacedCell]) -> Stage:
+    """Return the stage that plays the episodes of all cells, some cells together so that no actor waits."""
+    fingerprints = [evaluate.stage(each.workspace).fingerprint for each in cells]
+
+    def work(run: StageRun) -> None:
+        for first in range(0, len(cells), CELLS_AT_A_TIME):
+            some = cells[first : first + CELLS_AT_A_TIME]
+            evaluate.play(run, [evaluate.prepare(each.workspace) for each in some])
+
+    return Stage("evaluations", "evaluate", {"cells": fingerprints}, work, base.command)
+
+
 def results_stage(base: Workspace, benchmark: Benchmark, cells: list[PlacedCell]) -> Stage:
     """Return the stage that puts the evaluations of all cells together and writes the tables."""
     folders = [each.workspace.finished(evaluate.stage(each.workspace)) for each in cells]
@@ -186,8 +200,10 @@ def run_family(options: BenchmarkOptions, family: str) -> None:
                 run_own_stages(trainings)
         base.run(adaptations_stage(base, cells))
         for each in cells:
+            each.workspace.run(adapt.stage(each.workspace))
+        base.run(evaluations_stage(base, cells))
+        for each in cells:
             with each.workspace as workspace:
-                workspace.run(adapt.stage(workspace))
                 workspace.run(evaluate.stage(workspace))
         folder = base.run(results_stage(base, benchmark, cells))
         base.console.print(_table(family, pd.read_csv(folder / "table.csv")))

@@ -7,8 +7,9 @@ A method's episodes lie in a folder named by what they are, so a longer list of 
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,23 @@ import pretrain
 import torch
 from workspace import JobOptions, Stage, StageRun, Workspace, fingerprint_of, run_job
 
+from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.data.windows import Segments
 from promptdiffuser.diffusion.prompt_space import PromptSpace
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.rollouts import RolloutPool
-from promptdiffuser.evaluation.blocks import EvaluationBlock, evaluation_blocks
+from promptdiffuser.evaluation.blocks import BlockOfMany, EvaluationBlock, evaluation_blocks
 from promptdiffuser.evaluation.policies import AdaptedPolicies, AdaptedPolicy
 from promptdiffuser.evaluation.results import BlockResults
 from promptdiffuser.evaluation.scores import summarise_targets
-from promptdiffuser.experiment import ClusterConfig
+from promptdiffuser.experiment import ClusterConfig, Experiment
 from promptdiffuser.learning.model_folders import load_backbone
 from promptdiffuser.methods import get_method
 from promptdiffuser.methods.adaptation import Adaptation, Cost
 from promptdiffuser.methods.folders import load_adaptation
 from promptdiffuser.methods.inputs import InputsBuilder
+from promptdiffuser.models.backbone import PromptDT
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tracking.store import STAGE_TAG
 
@@ -72,8 +75,9 @@ def stage(workspace: Workspace) -> Stage:
     }
 
     def work(run: StageRun) -> None:
-        policies, evaluations = adapted(workspace, plans)
-        play(run, policies, evaluations, workspace)
+        prepared = prepare(workspace)
+        play(run, [prepared])
+        evaluations = prepared.evaluations
         summary = summarise(workspace, dataset, evaluations)
         write_artifacts(run, workspace, evaluations, summary)
         for evaluation in evaluations:
@@ -82,53 +86,81 @@ def stage(workspace: Workspace) -> Stage:
     return Stage("evaluate", "evaluate", settings, work, f"python jobs/evaluate.py {experiment.name}")
 
 
-def adapted(workspace: Workspace, plans: list[adapt.MethodPlan]) -> tuple[AdaptedPolicies, list[MethodEvaluation]]:
-    """Read what the methods made; policies that share a backbone's weights share the object."""
-    family = get_family(workspace.experiment.family)
-    folders = {plan.cells[0].backbone_folder for plan in plans}
-    backbones = {folder: load_backbone(folder, family, CPU) for folder in folders}
-    protocol = dataclasses.asdict(workspace.experiment.evaluation)
-    evaluations = []
-    for plan in plans:
-        backbone, _ = backbones[plan.cells[0].backbone_folder]
-        fingerprint = fingerprint_of([plan.fingerprint, protocol])
-        evaluations.append(
-            MethodEvaluation(
-                plan.method,
-                fingerprint,
-                workspace.folder / "evaluations" / f"{plan.method}-{fingerprint[:8]}",
-                {cell.task: load_adaptation(cell.result, backbone) for cell in plan.cells},
+@dataclass(frozen=True)
+class Prepared:
+    """An experiment's evaluations, ready to be played."""
+
+    experiment: Experiment
+    policies: AdaptedPolicies
+    evaluations: list[MethodEvaluation]
+
+    @cached_property
+    def blocks(self) -> list[EvaluationBlock]:
+        """The blocks of all methods."""
+        protocol, family = self.experiment.evaluation, get_family(self.experiment.family)
+        return [
+            block
+            for each in self.evaluations
+            for block in evaluation_blocks(
+                protocol.requests(family, [each.method], family.test_tasks), protocol, self.policies
             )
-        )
+        ]
+
+    @cached_property
+    def results(self) -> dict[str, BlockResults]:
+        """Where the finished blocks of each method are."""
+        return {each.method: each.blocks for each in self.evaluations}
+
+    def missing(self) -> list[EvaluationBlock]:
+        """Return the blocks without a result."""
+        return [block for block in self.blocks if not self.results[block.method].has(block.name)]
+
+
+def prepare(workspace: Workspace) -> Prepared:
+    """Read what the methods made; policies that share a backbone's weights share the object."""
+    experiment = workspace.experiment
+    family, protocol = get_family(experiment.family), dataclasses.asdict(experiment.evaluation)
+    evaluations, normalisers = [], []
+    for plan in (adapt.plan(workspace, name) for name in experiment.methods):
+        backbone, normaliser = frozen_backbone(plan.cells[0].backbone_folder, family.name)
+        fingerprint = fingerprint_of([plan.fingerprint, protocol])
+        folder = workspace.folder / "evaluations" / f"{plan.method}-{fingerprint[:8]}"
+        adaptations = {cell.task: load_adaptation(cell.result, backbone) for cell in plan.cells}
+        evaluations.append(MethodEvaluation(plan.method, fingerprint, folder, adaptations))
+        normalisers.append(normaliser)
     made: dict[str, dict[int, AdaptedPolicy]] = {
         each.method: {task: adaptation.policy for task, adaptation in each.adaptations.items()} for each in evaluations
     }
     # All backbones learn from the same data, so they share one normaliser.
-    normaliser = next(iter(backbones.values()))[1]
-    return AdaptedPolicies(normaliser, made), evaluations
+    return Prepared(experiment, AdaptedPolicies(normalisers[0], made), evaluations)
 
 
-def play(run: StageRun, policies: AdaptedPolicies, evaluations: list[MethodEvaluation], workspace: Workspace) -> None:
-    """Run the blocks that have no result file yet and write the episodes of all; every finished block is kept."""
-    experiment, protocol = workspace.experiment, workspace.experiment.evaluation
-    family = get_family(experiment.family)
-    blocks: dict[str, list[EvaluationBlock]] = {}
-    for each in evaluations:
-        requests = protocol.requests(family, [each.method], family.test_tasks)
-        blocks[each.method] = evaluation_blocks(requests, protocol, policies)
-    missing = [block for each in evaluations for block in blocks[each.method] if not each.blocks.has(block.name)]
-    total = sum(len(of_method) for of_method in blocks.values())
+@cache
+def frozen_backbone(folder: Path, family: str) -> tuple[PromptDT, Normaliser]:
+    """Read a backbone once, so that all policies that leave it as it is share one."""
+    return load_backbone(folder, get_family(family), CPU)
+
+
+def play(run: StageRun, prepared: Sequence[Prepared]) -> None:
+    """Run the blocks that have no result file yet and write the episodes of all; every finished block is kept.
+
+    The experiments are of one family and cluster.
+    """
+    missing = [BlockOfMany(number, block) for number, each in enumerate(prepared) for block in each.missing()]
+    total = sum(len(each.blocks) for each in prepared)
     run.expect(total, total - len(missing))
     if missing:
+        experiment = prepared[0].experiment
         connect(experiment.cluster)
-        results = {each.method: each.blocks for each in evaluations}
-        pool = rollout_pool(family.name, experiment.cluster)
-        for block, episodes in pool.run(missing, policies):
-            results[block.method].write(block.name, episodes)
+        pool = rollout_pool(experiment.family, experiment.cluster)
+        for found, episodes in pool.run(missing, [each.policies for each in prepared]):
+            prepared[found.evaluation].results[found.block.method].write(found.block.name, episodes)
             run.advance()
         run.run.log_metrics({"cost/rollout_actor_memory_gib": pool.peak_memory_gib})
-    for each in evaluations:
-        each.blocks.join([block.name for block in blocks[each.method]], each.episodes)
+    for each in prepared:
+        for evaluation in each.evaluations:
+            names = [block.name for block in each.blocks if block.method == evaluation.method]
+            evaluation.blocks.join(names, evaluation.episodes)
 
 
 @cache

@@ -158,6 +158,19 @@ class EvaluationBlock:
         )
 
 
+@dataclass(frozen=True)
+class BlockOfMany:
+    """A block of one of several evaluations that are run together."""
+
+    evaluation: int
+    """Place of the evaluation among them."""
+    block: EvaluationBlock
+
+    def run(self, stepper: EpisodeStepper, policies: Sequence[AdaptedPolicies]) -> pd.DataFrame:
+        """Run the episodes by the policies of their evaluation."""
+        return self.block.run(stepper, policies[self.evaluation])
+
+
 def evaluation_blocks(
     requests: Sequence[EvaluationRequest], protocol: ProtocolConfig, policies: AdaptedPolicies
 ) -> list[EvaluationBlock]:
