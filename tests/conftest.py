@@ -13,7 +13,14 @@ from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.experts import Quality, demonstrators
 from tests import tiny
 
-EPISODES: dict[Quality, int] = {"expert": 3, "random": 2}
+FAMILY = get_family("cheetah-vel")
+TARGETS = FAMILY.test_tasks[1:3]
+EPISODES: dict[Quality, dict[int, int]] = {
+    "expert": dict.fromkeys(FAMILY.tasks, 3),
+    "medium": dict.fromkeys(TARGETS, 3),
+    "random": dict.fromkeys(FAMILY.tasks, 2) | dict.fromkeys(TARGETS, 3),
+}
+"""Quality -> task -> episodes. Two target tasks have a few-shot set of every quality."""
 
 # Networks are tiny here; threads that wait for each other on busy cores cost up to a hundred times what they give.
 torch.set_num_threads(1)
@@ -34,15 +41,14 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Collect three expert episodes and two random ones of every task of cheetah-vel in the real simulator."""
-    family = get_family("cheetah-vel")
+    """Collect a few episodes of every task of cheetah-vel in the real simulator."""
     folder = tmp_path_factory.mktemp("small") / "dataset"
-    stepper = EpisodeStepper(family)
-    writer = DatasetWriter(folder, family, "tests/conftest.py", seed=0)
+    stepper = EpisodeStepper(FAMILY)
+    writer = DatasetWriter(folder, FAMILY, "tests/conftest.py", seed=0)
     for quality, episodes in EPISODES.items():
-        makers = demonstrators(family, quality)
-        for task in family.tasks:
-            for block in collect_blocks(writer.storage, family, task, quality, episodes, seed=0):
+        makers = demonstrators(FAMILY, quality)
+        for task, count in episodes.items():
+            for block in collect_blocks(writer.storage, FAMILY, task, quality, count, seed=0):
                 writer.adopt(block.name, block.run(stepper, makers))
     return writer.commit()
 

@@ -31,6 +31,7 @@ from promptdiffuser.methods.prompt_bandit import PromptBanditConfig
 from promptdiffuser.methods.prompt_tensor_tuning import PromptTensorTuningConfig
 from promptdiffuser.methods.prompt_tuning_dt import PromptTuningDTConfig, PromptTuningDTOnlineConfig
 from promptdiffuser.methods.soft_prompt import SoftPromptConfig
+from promptdiffuser.methods.vae_prompt import VaePromptConfig
 from promptdiffuser.models.denoiser import DenoiserConfig
 from promptdiffuser.tasks import FAMILIES
 from tests.evaluation.synthetic_policies import TINY, tiny_backbone
@@ -52,6 +53,7 @@ CONFIG = AdaptationConfig(
     adapters=AdaptersConfig(**FEW_UPDATES, bottleneck=4),
     lora=LoraConfig(**FEW_UPDATES, rank=2),
     fine_tuning=FineTuningConfig(**FEW_UPDATES),
+    vae_prompt=VaePromptConfig(updates=4, batch_size=8, latent=2, hidden=8, context_features=4, context_hidden=8),
 )
 """Every method's settings, cut down to a few updates."""
 TARGET_RETURN = -12.0

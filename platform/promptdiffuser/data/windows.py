@@ -148,6 +148,14 @@ class PromptPool:
         """Return the prompts (B, K*) of some episodes."""
         return self.prompts.select(torch.from_numpy(episodes_B).to(self.transitions.device))
 
+    def in_turn(self, count: int, num_episodes: int | None = None) -> Segments:
+        """Return prompts (count, K*) of episodes in turn, of the first ones alone if a number is given."""
+        return self.prompts_at(np.arange(count) % (num_episodes or len(self.prompts)))
+
+    def whole_context(self, count: int) -> Tensor:
+        """Return (count, N * M, S + A + 1) the transitions of all episodes, once a row."""
+        return self.contexts_at(np.tile(np.arange(len(self.prompts)), (count, 1)))
+
     def contexts_at(self, context_episodes_BC: NDArray[np.int64]) -> Tensor:
         """Return (B, C * M, S + A + 1) few-shot transitions."""
         rows = torch.from_numpy(context_episodes_BC).to(self.transitions.device)

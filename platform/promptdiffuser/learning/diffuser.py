@@ -10,7 +10,6 @@ U task ids, G numbers of a goal.
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -79,9 +78,8 @@ class Diffuser:
 
     def conditions_in_turn(self, few_shot: PromptPool, num_prompts: int) -> tuple[Segments, Tensor]:
         """Return y (B, K*) of the few-shot episodes in turn, and for each all of their transitions (B, M, F)."""
-        seen, num_episodes = self.seen(few_shot), len(few_shot.prompts)
-        conditions = seen.prompts_at(np.arange(num_prompts) % num_episodes)
-        return conditions, seen.contexts_at(np.tile(np.arange(num_episodes), (num_prompts, 1)))
+        seen = self.seen(few_shot)
+        return seen.in_turn(num_prompts), seen.whole_context(num_prompts)
 
     def reconstruct(self, prompts: Segments, transitions_BMF: Tensor, step_B: Tensor, noise_BX: Tensor) -> Segments:
         """Return what a single prediction of x0 makes of noised prompts, at a noise level of each; differentiable."""

@@ -28,7 +28,7 @@ from promptdiffuser.tasks.family import TaskFamily
 
 def build_backbone(config: BackboneConfig, family: TaskFamily, *address: int | str) -> PromptDT:
     """Return a new backbone whose initial weights are addressed by seed."""
-    with _addressed_initialisation(*address):
+    with addressed_initialisation(*address):
         return PromptDT(config, family.observation_dim, family.action_dim, family.horizon)
 
 
@@ -43,7 +43,7 @@ def build_diffuser(
     """Return a new diffuser whose initial weights are addressed by seed."""
     goals_UG = goals_of(family).to(space.low.device) if with_context and config.context == "goal" else None
     transition_features = family.observation_dim + family.action_dim + 1 if goals_UG is None else goals_UG.shape[1]
-    with _addressed_initialisation(*address):
+    with addressed_initialisation(*address):
         denoiser = Denoiser(
             config, space.prompt_shape, space.condition_features, transition_features if with_context else 0
         )
@@ -132,7 +132,7 @@ def _checked(checkpoint: Checkpoint, folder: Path, kind: str, family: TaskFamily
 
 
 @contextmanager
-def _addressed_initialisation(*address: int | str) -> Iterator[None]:
+def addressed_initialisation(*address: int | str) -> Iterator[None]:
     """Seed torch's global generator while a network draws its initial weights, and restore it after."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_at(*address, "weights"))

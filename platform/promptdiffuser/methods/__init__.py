@@ -5,8 +5,12 @@ from promptdiffuser.methods import (
     adapters,
     best_of,
     fine_tuning,
+    gaussian_prompt,
     guided,
     lora,
+    mean_prompt,
+    multi_task,
+    nearest_prompt,
     other_task_prompt,
     prompt_bandit,
     prompt_diffuser,
@@ -14,6 +18,7 @@ from promptdiffuser.methods import (
     prompt_tensor_tuning,
     prompt_tuning_dt,
     soft_prompt,
+    vae_prompt,
     zero_shot,
 )
 from promptdiffuser.methods.adaptation import Method
@@ -22,7 +27,16 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         prompt_dt.METHOD,
+        prompt_dt.MEDIUM,
+        prompt_dt.RANDOM,
         other_task_prompt.METHOD,
+        nearest_prompt.METHOD,
+        mean_prompt.METHOD,
+        gaussian_prompt.METHOD,
+        vae_prompt.METHOD,
+        multi_task.MT_ORL,
+        multi_task.MT_BC,
+        multi_task.PROMPT_MT_BC,
         prompt_diffuser.PUBLISHED,
         prompt_diffuser.WITH_CONTEXT,
         prompt_diffuser.MULTI_TASK,

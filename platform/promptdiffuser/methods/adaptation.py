@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from promptdiffuser.data.normaliser import Normaliser
@@ -74,8 +73,7 @@ class AdaptationInputs:
 
     def few_shot_prompts(self, num_episodes: int | None = None) -> Segments:
         """Return `num_prompts` prompts of few-shot episodes in turn, of the first ones alone if a number is given."""
-        pool = self.few_shot.pool
-        return pool.prompts_at(np.arange(self.num_prompts) % (num_episodes or len(pool.prompts)))
+        return self.few_shot.pool.in_turn(self.num_prompts, num_episodes)
 
 
 @dataclass(frozen=True)

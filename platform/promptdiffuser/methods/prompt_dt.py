@@ -1,12 +1,30 @@
-"""Prompt-DT: segments of the target task's few-shot expert episodes, as they are (Xu et al. 2022)."""
+"""Prompt-DT: segments of episodes of the target task, as they are (Xu et al. 2022).
+
+`prompt-dt` has those of the few-shot set. `prompt-dt-medium` and `prompt-dt-random` have those of as many medium and
+random episodes, as in Table 2 of the Prompt Diffuser paper: what a prompt is worth whose actions are no expert's.
+"""
+
+from functools import partial
 
 from promptdiffuser.evaluation.policies import AdaptedPolicy
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
+from promptdiffuser.tasks.experts import Quality
 
 
 def adapt(inputs: AdaptationInputs) -> Adaptation:
-    """Take the few-shot episodes' prompts in turn, so that each is used equally often."""
+    """Take the few-shot episodes' prompts in turn."""
     return Adaptation(AdaptedPolicy(inputs.backbone, inputs.few_shot_prompts()))
 
 
+def adapt_by(inputs: AdaptationInputs, quality: Quality) -> Adaptation:
+    """Take the prompts of episodes of another quality in turn."""
+    return Adaptation(AdaptedPolicy(inputs.backbone, inputs.few_shot_of(quality).pool.in_turn(inputs.num_prompts)))
+
+
 METHOD = Method("prompt-dt", adapt, "few-shot prompts as they are")
+MEDIUM = Method(
+    "prompt-dt-medium", partial(adapt_by, quality="medium"), "prompts of medium episodes", qualities=("medium",)
+)
+RANDOM = Method(
+    "prompt-dt-random", partial(adapt_by, quality="random"), "prompts of random episodes", qualities=("random",)
+)

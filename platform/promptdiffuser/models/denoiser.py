@@ -112,15 +112,12 @@ class ContextEncoder(nn.Module):
     A task's goal is read as a single transition.
     """
 
-    def __init__(self, transition_features: int, config: DenoiserConfig) -> None:
+    def __init__(self, transition_features: int, hidden: int, features: int) -> None:
         super().__init__()
         self.network = nn.Sequential(
-            nn.Linear(transition_features, config.context_hidden),
-            nn.ReLU(),
-            nn.Linear(config.context_hidden, config.context_hidden),
-            nn.ReLU(),
+            nn.Linear(transition_features, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
         )
-        self.output = nn.Linear(config.context_hidden, config.context_features)
+        self.output = nn.Linear(hidden, features)
 
     def forward(self, transitions_BMF: Tensor) -> Tensor:
         """Return (B, context features)."""
@@ -192,7 +189,11 @@ class Denoiser(nn.Module):
         super().__init__()
         self.config = config
         self.embed_level = NoiseLevelEmbedding(config.time_features)
-        self.encode_context = ContextEncoder(transition_features, config) if transition_features else None
+        self.encode_context = (
+            ContextEncoder(transition_features, config.context_hidden, config.context_features)
+            if transition_features
+            else None
+        )
         num_condition = condition_features if config.sees_returns_and_times else 0
         num_condition += config.context_features if transition_features else 0
         self.network = ARCHITECTURES[config.architecture](config, prompt_shape, config.time_features + num_condition)

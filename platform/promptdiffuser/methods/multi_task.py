@@ -1,0 +1,15 @@
+"""Baselines whose backbone sees less: MT-ORL no prompt, MT-BC neither prompt nor returns, Prompt-MT-BC no returns.
+
+Nothing is fitted to the target task: without a prompt, the episode's own past alone can tell the backbone what it is.
+The policies have the few-shot prompts all the same, so that they are evaluated like any other; MT-ORL and MT-BC do not
+look at them.
+"""
+
+from promptdiffuser.methods import prompt_dt
+from promptdiffuser.methods.adaptation import Method
+
+MT_ORL = Method("mt-orl", prompt_dt.adapt, "a backbone without prompt", backbone="mt-orl")
+MT_BC = Method("mt-bc", prompt_dt.adapt, "a backbone without prompt and returns", backbone="mt-bc")
+PROMPT_MT_BC = Method(
+    "prompt-mt-bc", prompt_dt.adapt, "few-shot prompts, a backbone without returns", backbone="prompt-mt-bc"
+)
