@@ -102,6 +102,10 @@ def checked_dataset(workspace: Workspace) -> Dataset:
     few_shot = workspace.experiment.evaluation.few_shot
     for task in (*dataset.family.validation_tasks, *dataset.family.test_tasks):
         dataset.check_few_shot(task, few_shot)
+    methods = [get_method(name) for name in workspace.experiment.methods]
+    for quality in dict.fromkeys(quality for method in methods for quality in method.qualities):
+        for task in dataset.family.test_tasks:
+            dataset.check_few_shot(task, dataclasses.replace(few_shot, quality=quality))
     return dataset
 
 
