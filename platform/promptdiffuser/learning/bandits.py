@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from promptdiffuser.data.plans import Address
+from promptdiffuser.learning.engine import FlatParameters
 from promptdiffuser.seeding import numpy_generator, torch_generator
 
 HIDDEN = 16
@@ -86,12 +87,12 @@ class RewardModel(nn.Module):
 
     def fit(self, features_RJF: Tensor, returns_R: Tensor, steps: int) -> float:
         """Descend the mean squared error and return what is left of it."""
-        optimizer = torch.optim.SGD(self.parameters(), lr=FIT_LEARNING_RATE)
+        parameters = FlatParameters(self)
         for _ in range(steps):
-            optimizer.zero_grad()
-            (self(features_RJF) - returns_R).square().mean().backward()
-            nn.utils.clip_grad_norm_(self.parameters(), FIT_CLIP_NORM)
-            optimizer.step()
+            gradient = parameters.gradient((self(features_RJF) - returns_R).square().mean())
+            parameters.vector -= (
+                FIT_LEARNING_RATE * gradient * (FIT_CLIP_NORM / gradient.norm().clamp_min(FIT_CLIP_NORM))
+            )
         with torch.no_grad():
             return float((self(features_RJF) - returns_R).square().mean())
 

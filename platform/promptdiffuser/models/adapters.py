@@ -23,13 +23,13 @@ class AdaptedLinear(nn.Linear):
         """Take over a layer's weights."""
         super().__init__(layer.in_features, layer.out_features, device="meta")
         self.weight, self.bias = layer.weight, layer.bias
-        width, device = layer.out_features, layer.weight.device
+        width = layer.out_features
         self.down = nn.utils.skip_init(nn.Linear, width, bottleneck)
         self.up = nn.utils.skip_init(nn.Linear, bottleneck, width)
         nn.init.normal_(self.down.weight, std=width**-0.5, generator=generator)
         for zeros in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zeros)
-        self.to(device)
+        self.to(layer.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., D)."""
@@ -67,7 +67,7 @@ class LowRank(nn.Module):
         super().__init__()
         num_out, num_in = weight.shape
         drawn = torch.randn(rank, num_in, generator=generator) * num_in**-0.5
-        self.thin_in = nn.Parameter(drawn.to(weight.device))
+        self.thin_in = nn.Parameter(drawn.to(weight))
         self.thin_out = nn.Parameter(weight.new_zeros(num_out, rank))
         self.scale = alpha / rank
 
