@@ -7,17 +7,17 @@ A sweep is the id of its MLflow run, or its folder. In a script: `load_sweep`, `
 `on_front`.
 """
 
+import json
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import tyro
-from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from analysis import page
@@ -26,9 +26,10 @@ from analysis.intervals import Interval
 from analysis.sweep_figures import cost_front, heat_map, importance_bars, parallel_coordinates
 from analysis.tables import write_tables
 from promptdiffuser.errors import UserError
-from promptdiffuser.tracking.store import PARENT_TAG, connect, resolve_uri
+from promptdiffuser.tracking.store import connect, resolve_uri
 
-RESULTS = "results.parquet"
+RESULTS, CONFIRMED = "results.parquet", "confirmed.json"
+_NO_FIELDS = ("trial", "state", "run")
 QUESTION = "Which configuration is best on the validation tasks, which fields matter, and what does it cost?"
 _MOST_LEVELS = 10
 """A numeric field with more values than this is shown in bins."""
@@ -43,13 +44,15 @@ class SweepTrials:
     trials: pd.DataFrame
     """One row a trial: its name `trial`, the swept fields by their dotted names, `state` (finished, stopped, diverged),
     `run` (id in MLflow), and measures such as validation/return and time/seconds; missing where a trial diverged."""
+    confirmed: dict[str, Any] = field(default_factory=dict)
+    """What the confirmed configuration got on the test tasks: trial, test/return and its interval; empty before."""
     experiment_id: str = ""
     """Of the sweep's MLflow run; empty if it was read from a folder."""
 
     @property
     def fields(self) -> list[str]:
         """The swept fields, in the order of the space."""
-        return [name for name in self.trials.columns if "." in name and "/" not in name]
+        return [name for name in self.trials.columns if "/" not in name and name not in _NO_FIELDS]
 
     def best(self, objective: str) -> pd.Series:
         """Return the trial with the highest objective among those trained to their end, the first of equals.
@@ -67,35 +70,30 @@ def load_sweep(source: str, uri: str) -> SweepTrials:
     """Load the trials of a sweep.
 
     Args:
-        source: Folder of a sweep, or the id of its MLflow run (the sweep's own or the one above it).
+        source: Folder of a sweep, or the id of its MLflow run.
         uri: MLflow tracking URI.
 
     Raises:
         UserError: There is no such sweep, or it has no results yet.
     """
     if Path(source).is_dir():
-        path = Path(source) / RESULTS
-        if not path.is_file():
-            raise UserError(f"{source} has no {RESULTS}; pass the folder of a sweep that has ended, or its MLflow run")
-        return _checked(SweepTrials(Path(source).name, pd.read_parquet(path)))
+        return _read(Path(source), Path(source).name, "")
     client = connect(uri)
     try:
         run = client.get_run(source)
     except MlflowException as error:
         raise UserError(f"{source} is no folder, and no run in {uri}; `make ui` shows the ids of runs") from error
-    below = client.search_runs([run.info.experiment_id], f"tags.`{PARENT_TAG}` = '{source}'", order_by=["start_time"])
-    for candidate in (run, *below):
-        if frame := _results_of(client, candidate.info.run_id):
-            return _checked(SweepTrials(str(run.info.run_name), frame[0], run.info.experiment_id))
-    raise UserError(f"run {source} ({run.info.run_name}) has no {RESULTS}; name the run of a sweep that has ended")
+    with tempfile.TemporaryDirectory() as downloads:
+        for name in {artifact.path for artifact in client.list_artifacts(source)} & {RESULTS, CONFIRMED}:
+            client.download_artifacts(source, name, downloads)
+        return _read(Path(downloads), str(run.info.run_name), run.info.experiment_id)
 
 
-def _results_of(client: MlflowClient, run_id: str) -> list[pd.DataFrame]:
-    """Return the table among a run's artifacts, if it is there."""
-    if RESULTS not in {found.path for found in client.list_artifacts(run_id)}:
-        return []
-    with tempfile.TemporaryDirectory() as folder:
-        return [pd.read_parquet(client.download_artifacts(run_id, RESULTS, folder))]
+def _read(folder: Path, name: str, experiment_id: str) -> SweepTrials:
+    if not (folder / RESULTS).is_file():
+        raise UserError(f"{name} has no {RESULTS}; name the folder or the MLflow run of a sweep that has ended")
+    confirmed = json.loads((folder / CONFIRMED).read_text()) if (folder / CONFIRMED).is_file() else {}
+    return _checked(SweepTrials(name, pd.read_parquet(folder / RESULTS), confirmed, experiment_id))
 
 
 def _checked(sweep: SweepTrials) -> SweepTrials:
@@ -241,10 +239,16 @@ def conclusions(sweep: SweepTrials, objective: str) -> list[str]:
         f"It is the highest of {len(trials)} on validation tasks, so luck helped to choose it: expect less on test "
         "tasks."
     )
+    if sweep.confirmed:
+        sentences.append(
+            f"{sweep.confirmed['trial']} was confirmed once on the test tasks, with fresh seeds: test/return "
+            f"{page.number(sweep.confirmed['test/return'])}{_bounds(sweep.confirmed, 'test/return')}, normalised "
+            f"{page.number(sweep.confirmed['test/normalised'], 3)}."
+        )
     return sentences
 
 
-def _bounds(trial: pd.Series, objective: str) -> str:
+def _bounds(trial: Mapping[str, Any] | pd.Series, objective: str) -> str:
     if f"{objective}_low" not in trial:
         return ""
     return f" {page.bounds(Interval(trial[objective], trial[f'{objective}_low'], trial[f'{objective}_high']))}"

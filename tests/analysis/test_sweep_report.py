@@ -24,6 +24,8 @@ from promptdiffuser.tracking.store import Tracker
 
 WEIGHTS, SCHEDULES = (0.0, 1.0, 5.0, 10.0), ("vp", "cosine", "linear")
 RETURN = "validation/return"
+CONFIRMED = {"trial": "trial-0022", "seed": 9, "test/return": -24.5, "test/normalised": 0.9375}
+CONFIRMED |= {"test/return_low": -26.0, "test/return_high": -23.0}
 
 
 def made_up_trials() -> pd.DataFrame:
@@ -52,13 +54,13 @@ def made_up_trials() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def sweep_run(tracker: Callable[[str], Tracker], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Log a sweep with its table and return the store and the run above it."""
+    """Log a sweep with its table and its confirmation, and return the store and the run."""
     store, folder = tracker("swept"), tmp_path_factory.mktemp("sweep")
-    parent = store.run("guidance", "sweep", None, {"promptdiffuser.stage": "sweep"})
-    stage = store.run("sweep", "sweep-stage", parent, {"promptdiffuser.stage": "sweep"})
+    run = store.run("guidance", "sweep", None, {"promptdiffuser.stage": "sweep"})
     made_up_trials().to_parquet(folder / "results.parquet")
-    stage.log_artifact(folder / "results.parquet")
-    return store.uri, parent.run_id
+    run.log_artifact(folder / "results.parquet")
+    run.log_json("confirmed.json", CONFIRMED)
+    return store.uri, run.run_id
 
 
 def test_importance_of_an_additive_function() -> None:
@@ -138,6 +140,10 @@ def test_report_from_the_store_and_from_a_folder(sweep_run: tuple[str, str], tmp
         sweep = load_sweep(source, uri)
         text = write_sweep_report(sweep, uri, Arguments(source, output=tmp_path / source[-4:])).read_text()
         assert "guidance.weight × diffusion.schedule" in text
+        confirmed = (
+            "trial-0022 was confirmed once on the test tasks, with fresh seeds: test/return -24.50 [-26.00, -23.00]"
+        )
+        assert (confirmed in text) == (source == run_id)
         assert text.count("<img alt=") == 4
         assert (f"/runs/{22:032x}" in text) == (source == run_id)
         written = tmp_path / source[-4:]
