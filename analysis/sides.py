@@ -32,6 +32,8 @@ NOT_RECORDED = "not recorded"
 _DIFFUSER = "diffuser-"
 """Prefix of the names of the runs that train one method's diffuser."""
 _OWN_TAGS = ("mlflow.", "promptdiffuser.")
+_VERSION = "promptdiffuser.version."
+_COMMIT_TAGS = {"mlflow.source.git.commit": "commit", "promptdiffuser.dirty": "uncommitted changes"}
 
 
 @dataclass(frozen=True)
@@ -152,12 +154,11 @@ def _training(client: MlflowClient, uri: str, run: Run, loaded: dict[str, Experi
 
 
 def _versions(run: Run) -> dict[str, str]:
-    """Return the versions that a run was made with: its tags but for those that identify and place it."""
-    return {
-        key.removeprefix("promptdiffuser.version."): value
-        for key, value in run.data.tags.items()
-        if key.startswith("promptdiffuser.version.") or not key.startswith(_OWN_TAGS)
-    }
+    """Return what a run was made with: commit, versions, and tags that somebody gave it."""
+    tags = run.data.tags
+    given = {key: value for key, value in tags.items() if not key.startswith(_OWN_TAGS)}
+    packages = {key.removeprefix(_VERSION): value for key, value in tags.items() if key.startswith(_VERSION)}
+    return given | packages | {name: tags[key] for key, name in _COMMIT_TAGS.items() if key in tags}
 
 
 def _conditions(results: ExperimentResults) -> dict[str, str]:

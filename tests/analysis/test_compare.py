@@ -108,6 +108,7 @@ def test_other_conditions_are_refused_or_flagged(runs: Runs, condition: str) -> 
         compare(runs.uri, selections)
     forced = compare(runs.uri, selections, force=True)
     assert any(warning.startswith(f"not comparable, {condition} differs") for warning in forced.warnings)
+    assert ("mujoco" in forced.settings.index) == (condition == "physics")
     assert forced.differences["difference"].item() == pytest.approx(GAIN)
 
 

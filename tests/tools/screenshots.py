@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -131,6 +132,7 @@ def what_differs(page: Page, folder: Path, address: str) -> None:
 
 def is_it_significant(page: Page, folder: Path, comparison: Path) -> None:
     """Question 3: the verdict of analysis.compare."""
+    page.set_viewport_size({"width": 1100, "height": 1250})
     page.goto(comparison.resolve().as_uri())
     expect(page.locator("#verdict li").first).to_contain_text("probability of improvement")
     keep(page, folder / "comparison.png")
@@ -138,6 +140,7 @@ def is_it_significant(page: Page, folder: Path, comparison: Path) -> None:
 
 def keep(page: Page, path: Path) -> None:
     """Take a picture and store it with few colours."""
+    page.mouse.move(0, 0)
     page.wait_for_timeout(SETTLE_MS)
     page.screenshot(path=path)
     with Image.open(path) as picture:
@@ -158,8 +161,9 @@ def main(job: Screenshots) -> None:
         address = f"{server}/#/experiments/{experiment}"
         which_is_best(page, job.output, address)
         what_differs(page, job.output, address)
-        comparison = compare(uri, [job.run_a, job.run_b])
-        is_it_significant(page, job.output, write_comparison(comparison, uri, job.output / "comparison"))
+        with tempfile.TemporaryDirectory() as folder:
+            comparison = compare(uri, [job.run_a, job.run_b])
+            is_it_significant(page, job.output, write_comparison(comparison, uri, Path(folder)))
         chromium.close()
 
 
