@@ -35,7 +35,7 @@ SHOWN = ("test/return", "test/return_low", "test/return_high", "test/normalised"
 SETTLE_MS = 3_000
 """What is waited before a picture: MLflow has no event that says that its charts have stopped moving, and never stops
 asking its server."""
-COLOURS = 96
+COLOURS = 256
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def keep(page: Page, path: Path) -> None:
     page.wait_for_timeout(SETTLE_MS)
     page.screenshot(path=path)
     with Image.open(path) as picture:
-        picture.convert("RGB").quantize(COLOURS).save(path, optimize=True)
+        picture.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
     print(f"{path}  {path.stat().st_size / 1000:.0f} kB")
 
 
