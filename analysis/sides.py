@@ -22,6 +22,7 @@ from analysis.runs import (
     scored_episodes,
 )
 from promptdiffuser.errors import UserError
+from promptdiffuser.methods.backbones import PROMPTED
 from promptdiffuser.tracking.store import PARENT_TAG, STAGE_TAG, connect, flatten
 
 METHOD_STAGE = "method"
@@ -29,8 +30,6 @@ METHOD_TAG = "promptdiffuser.method"
 SEED = "seed"
 DATASET = "dataset digest"
 NOT_RECORDED = "not recorded"
-_DIFFUSER = "diffuser-"
-"""Prefix of the names of the runs that train one method's diffuser."""
 _OWN_TAGS = ("mlflow.", "promptdiffuser.")
 _VERSION = "promptdiffuser.version."
 _COMMIT_TAGS = {"mlflow.source.git.commit": "commit", "promptdiffuser.dirty": "uncommitted changes"}
@@ -78,6 +77,8 @@ class _Training:
     conditions: dict[str, str]
     results: ExperimentResults
     costs: pd.DataFrame
+    trained: frozenset[str]
+    """Names of the runs that trained what its methods adapt."""
 
 
 def find_sides(uri: str, selections: Sequence[str]) -> list[Side]:
@@ -150,7 +151,9 @@ def _training(client: MlflowClient, uri: str, run: Run, loaded: dict[str, Experi
             raise UserError(
                 f"run {run.info.run_id} lies below an evaluation that a newer one of its experiment replaced"
             )
-    return _Training(run, methods, settings, _conditions(results), results, _costs(results, methods, method_runs))
+    own = {method: method_runs[method] for method in methods}
+    trained = frozenset(name for method_run in own.values() for name in _trainings_behind(method_run).values())
+    return _Training(run, methods, settings, _conditions(results), results, _costs(results, own), trained)
 
 
 def _versions(run: Run) -> dict[str, str]:
@@ -172,16 +175,22 @@ def _conditions(results: ExperimentResults) -> dict[str, str]:
     }
 
 
-def _costs(results: ExperimentResults, methods: Sequence[str], method_runs: Mapping[str, Run]) -> pd.DataFrame:
+def _trainings_behind(method_run: Run) -> dict[str, str]:
+    """Return cost -> name of the run that trained what a method adapts, as the method's parameters name it."""
+    backbone, diffuser = (method_run.data.params[f"method.{part}"] for part in ("backbone", "diffuser"))
+    runs = {"time/pretrain_s": "pretrain" if backbone == PROMPTED else f"pretrain-{backbone}"}
+    return runs if diffuser == "None" else runs | {"time/diffuser_s": f"diffuser-{diffuser}"}
+
+
+def _costs(results: ExperimentResults, method_runs: Mapping[str, Run]) -> pd.DataFrame:
     seconds = results.metrics[results.metrics["key"] == "time/stage_s"].groupby("run")["value"].last()
-    rows = {}
-    for method in methods:
-        trained = {"time/pretrain_s": "pretrain", "time/diffuser_s": _DIFFUSER + method}
-        logged = method_runs[method].data.metrics
-        rows[method] = {
-            **{key: seconds[run] for key, run in trained.items() if run in seconds},
-            **{key: value for key, value in logged.items() if key.startswith(("time/", "cost/"))},
+    rows = {
+        method: {
+            **{cost: seconds[name] for cost, name in _trainings_behind(run).items() if name in seconds},
+            **{key: value for key, value in run.data.metrics.items() if key.startswith(("time/", "cost/"))},
         }
+        for method, run in method_runs.items()
+    }
     return pd.DataFrame.from_dict(rows, orient="index", dtype="float64").rename_axis("method")
 
 
@@ -222,9 +231,7 @@ def _side(name: str, group: list[_Training]) -> Side:
     curves = pd.concat(
         [training.results.metrics.assign(training_seed=seed) for training, seed in zip(group, seeds, strict=True)]
     )
-    others = set(curves["run"]) - {_DIFFUSER + method for method in first.methods}
-    of_other_methods = {run for run in others if str(run).startswith(_DIFFUSER)}
-    is_curve = curves["key"].str.startswith(TRAINING_PREFIXES) & ~curves["run"].isin(of_other_methods)
+    is_curve = curves["key"].str.startswith(TRAINING_PREFIXES) & curves["run"].isin(first.trained)
     return Side(
         name=name,
         title=title,

@@ -165,7 +165,7 @@ def log_experiment(
     tags = {"promptdiffuser.stage": "experiment", "promptdiffuser.version.mujoco": mujoco}
     parent = store.run("tried", identity, None, tags)
     parent.log_params(settings)
-    for stage, name in (("pretrain", "pretrain"), ("train-diffuser", "diffuser-prompt-diffuser")):
+    for stage, name in (("pretrain", "pretrain"), ("train-diffuser", "diffuser-published")):
         log = store.run(name, f"{identity}-{stage}", parent, {"promptdiffuser.stage": stage})
         log.log_history([{"step": step, "train/loss": 1 / step} for step in range(1, 6)])
         log.log_metrics({"time/stage_s": 60.0})
@@ -179,7 +179,8 @@ def log_experiment(
     for method in means:
         tags = {"promptdiffuser.stage": "method", "promptdiffuser.method": method}
         log = store.run(method, f"{identity}-{method}", evaluate, tags)
-        log.log_params({"method": {"name": method}})
+        diffuser = "published" if method == "prompt-diffuser" else None
+        log.log_params({"method": {"name": method, "backbone": "prompt-dt", "diffuser": diffuser}})
         log.log_metrics({"test/return": written["methods"][method]["mean"], "cost/gradient_steps": 300.0})
         log.finish()
         ids[method] = log.run_id
