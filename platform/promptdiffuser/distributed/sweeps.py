@@ -20,6 +20,8 @@ from promptdiffuser.errors import UserError
 from promptdiffuser.search.ledger import Ledger, trial_name
 from promptdiffuser.search.sweep import Sweep
 
+WAITING_TRIAL_BYTES = 2**29
+"""Memory of a trial that waits for its Train workers; Tune wants a trial to take something."""
 PROCESS_FAILURES = 2
 """Deaths of a trial's process after which the trial has failed."""
 
@@ -83,12 +85,14 @@ def _run_trials(plan: SweepPlan, pool: RolloutPool, concurrency: int) -> None:
     storage = plan.ledger.folder / "ray-tune"
     shutil.rmtree(storage, ignore_errors=True)  # the ledger knows more than it
     trainable = ray.tune.with_parameters(_run_trial, plan=plan, pool=pool)
-    # Train workers bring their own resources; the trial that waits for them needs none.
-    resources = {"cpu": 0 if plan.ledger.sweep.trains_backbone else 1, "gpu": _gpus_of_trial(plan.ledger.sweep)}
+    if plan.ledger.sweep.trains_backbone:  # its Train workers bring their own; the trial waits for them
+        resources = {"cpu": 0.0, "memory": float(WAITING_TRIAL_BYTES)}
+    else:
+        resources = {"cpu": 1.0, "gpu": _gpus_of_trial(plan.ledger.sweep)}
     ray.tune.Tuner(
         ray.tune.with_resources(trainable, resources),
         tune_config=ray.tune.TuneConfig(
-            search_alg=_Numbers(plan.ledger), num_samples=-1, max_concurrent_trials=concurrency
+            search_alg=_Numbers(plan.ledger), num_samples=-1, max_concurrent_trials=concurrency, reuse_actors=True
         ),
         run_config=ray.tune.RunConfig(
             name="trials",
