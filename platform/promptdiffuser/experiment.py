@@ -202,6 +202,11 @@ class Experiment:
                 f"diffuser.held_out_episodes ({self.diffuser.held_out_episodes}) must be below "
                 f"evaluation.few_shot.episodes ({self.evaluation.few_shot.episodes}), or nothing is left to learn from"
             )
+        if self.backbone.prompt_length % self.adaptation.prompt_bandit.slots:
+            raise ValueError(
+                f"adaptation.prompt_bandit.slots ({self.adaptation.prompt_bandit.slots}) must divide "
+                f"backbone.prompt_length ({self.backbone.prompt_length})"
+            )
         if self.guidance.path_steps > (num_levels := len(visited_steps(self.diffusion))):
             raise ValueError(
                 f"guidance.path_steps ({self.guidance.path_steps}) must not exceed the {num_levels} levels that "

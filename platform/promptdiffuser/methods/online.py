@@ -47,7 +47,8 @@ class TargetSimulator:
             )
             for number, start in enumerate(starts)
         ]
-        policy = PromptedPolicy(family, policies, inputs.backbone, device=inputs.device)
+        # Rounding moves actions by 0.4 % at most, and episodes are what such a method takes long for.
+        policy = PromptedPolicy(family, policies, inputs.backbone, "auto", inputs.device)
         rollouts = self._stepper.roll_out(requests, policy, lockstep=family.max_simulators)
         self.episodes_played += len(requests)
         return np.where(rollouts.diverged_N, np.nan, rollouts.episodes.returns.astype(np.float64))

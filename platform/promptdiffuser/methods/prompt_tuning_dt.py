@@ -2,7 +2,7 @@
 
 `prompt-tuning-dt` scores perturbed prompts by the action loss on few-shot episodes (the paper's equation 6),
 `prompt-tuning-dt-online` by the return of episodes played with them (equation 7). Which numbers are perturbed is said
-in `prompt_numbers.py`. All prompts of a task are searched at once.
+in `prompt_numbers.py`. Prompts of a task are searched side by side.
 
 Axes: P prompts, M perturbations of each, X numbers of a prompt, E episodes of each perturbation.
 """
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from promptdiffuser.data.windows import Segments
 from promptdiffuser.evaluation.policies import AdaptedPolicy
 from promptdiffuser.learning.precision import Precision, autocast, check_precision
 from promptdiffuser.learning.rank_search import RankSearchConfig, rank_search
@@ -45,8 +46,11 @@ class PromptTuningDTConfig(RankSearchConfig):
 class PromptTuningDTOnlineConfig(RankSearchConfig):
     """Settings of prompt-tuning-dt-online."""
 
-    steps: int = 5
-    """Updates; each plays prompts x perturbations x episodes."""
+    steps: int = 16
+    """Updates; each plays searches x perturbations x episodes."""
+    searches: int = 1
+    """Prompts that are searched, each from a few-shot prompt of its own; they serve in turn. 0 searches all prompts.
+    One search of 16 updates plays 240 episodes, about as many as a bandit."""
     episodes: int = 1
     """Episodes that a perturbation is scored on; all perturbations of an update meet the same start states (two in the
     author's code)."""
@@ -56,6 +60,8 @@ class PromptTuningDTOnlineConfig(RankSearchConfig):
         super().__post_init__()
         if self.episodes < 1:
             raise ValueError(f"episodes must be at least 1, got {self.episodes}")
+        if self.searches < 0:
+            raise ValueError(f"searches must be 0 (all) or more, got {self.searches}")
 
 
 def adapt(inputs: AdaptationInputs) -> Adaptation:
@@ -80,12 +86,13 @@ def adapt(inputs: AdaptationInputs) -> Adaptation:
             losses = action_losses(backbone, history, candidates, num_candidates)
         return losses.view(inputs.num_prompts, -1)
 
-    return _searched(inputs, config, OFFLINE, losses_at)
+    return _searched(inputs, start, config, OFFLINE, losses_at)
 
 
 def adapt_online(inputs: AdaptationInputs) -> Adaptation:
     """Search by returns of episodes that are played."""
-    config, start = inputs.config.prompt_tuning_dt_online, inputs.few_shot_prompts()
+    config = inputs.config.prompt_tuning_dt_online
+    start = inputs.few_shot_prompts().select(slice(config.searches or None))
     simulator = TargetSimulator(inputs, ONLINE.name)
 
     def losses_at(candidates_PMX: Tensor, step: int) -> Tensor:
@@ -98,20 +105,21 @@ def adapt_online(inputs: AdaptationInputs) -> Adaptation:
         returns = torch.from_numpy(simulator.play(prompts, starts.ravel().tolist())).view(shape)
         return -returns.mean(dim=2).to(inputs.device)
 
-    adaptation = _searched(inputs, config, ONLINE, losses_at)
+    adaptation = _searched(inputs, start, config, ONLINE, losses_at)
     return replace(adaptation, cost=replace(adaptation.cost, environment_episodes=simulator.episodes_played))
 
 
 def _searched(
     inputs: AdaptationInputs,
+    start: Segments,
     config: RankSearchConfig,
     method: Method,
     losses_at: Callable[[Tensor, int], Tensor],
 ) -> Adaptation:
-    start = inputs.few_shot_prompts()
     numbers_PX = rank_search(numbers_of(start), losses_at, config, (inputs.seed, method.name, inputs.task))
-    policy = AdaptedPolicy(inputs.backbone, with_numbers(start, numbers_PX))
-    return Adaptation(policy, Cost(numbers_PX.shape[1], config.steps))
+    in_turn = torch.arange(inputs.num_prompts, device=inputs.device) % len(start)
+    prompts = with_numbers(start, numbers_PX).select(in_turn)
+    return Adaptation(AdaptedPolicy(inputs.backbone, prompts), Cost(numbers_PX.shape[1], config.steps))
 
 
 OFFLINE = Method("prompt-tuning-dt", adapt, "the prompt's numbers searched by ranks of few-shot action losses")
