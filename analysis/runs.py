@@ -16,7 +16,8 @@ from analysis.scores import at_first_target, normalised, without_diverged
 from promptdiffuser.errors import UserError
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.references import reference_returns
-from promptdiffuser.tracking.store import PARENT_TAG, STAGE_TAG, USED_RUN_TAG, connect
+from promptdiffuser.tracking.names import PARENT_TAG, STAGE_TAG, USED_RUN_TAG
+from promptdiffuser.tracking.store import connect
 
 STAGES = ("collect", "pretrain", "train-diffuser", "few-shot", "adapt", "evaluate")
 PARENT_STAGE = "experiment"

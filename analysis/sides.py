@@ -23,10 +23,10 @@ from analysis.runs import (
 )
 from promptdiffuser.errors import UserError
 from promptdiffuser.methods.backbones import PROMPTED
-from promptdiffuser.tracking.store import PARENT_TAG, STAGE_TAG, connect, flatten
+from promptdiffuser.tracking.names import METHOD_TAG, PARENT_TAG, STAGE_TAG
+from promptdiffuser.tracking.store import connect, flatten
 
 METHOD_STAGE = "method"
-METHOD_TAG = "promptdiffuser.method"
 SEED = "seed"
 DATASET = "dataset digest"
 NOT_RECORDED = "not recorded"

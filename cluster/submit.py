@@ -29,6 +29,7 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from promptdiffuser.errors import UserError
+from promptdiffuser.tracking.provenance import COMMIT_VARIABLE, describe_commit
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -67,7 +68,11 @@ def runtime_env(root: Path, folder: Path) -> dict[str, Any]:
     return {
         "working_dir": str(root),
         "excludes": EXCLUDES,
-        "env_vars": {"PYTHONPATH": "platform", "MLFLOW_TRACKING_URI": tracking_uri},
+        "env_vars": {
+            "PYTHONPATH": "platform",
+            "MLFLOW_TRACKING_URI": tracking_uri,
+            COMMIT_VARIABLE: describe_commit(root),
+        },
     }
 
 

@@ -22,7 +22,8 @@ from promptdiffuser.learning.trainings import DiffuserTraining
 from promptdiffuser.methods import get_method
 from promptdiffuser.methods.cells import AdaptationCell
 from promptdiffuser.tasks import get_family
-from promptdiffuser.tracking.store import STAGE_TAG, RunLog, Tracker
+from promptdiffuser.tracking.names import STAGE_TAG, TASK_TAG
+from promptdiffuser.tracking.store import RunLog, Tracker
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def history_log(tracker: Tracker, parent: RunLog, cell: AdaptationCell) -> RunLo
         f"few-shot {cell.method} task {cell.task}",
         f"{cell.folder.parent.name}/{cell.task}",
         parent,
-        {STAGE_TAG: "few-shot-task", "promptdiffuser.task": str(cell.task)},
+        {STAGE_TAG: "few-shot-task", TASK_TAG: str(cell.task)},
     )
 
 

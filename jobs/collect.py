@@ -62,8 +62,8 @@ def stage(workspace: Workspace) -> Stage:
         records = manifest.files.values()
         run.run.log_metrics(
             {
-                "data/episodes": float(sum(record.episodes for record in records)),
-                "data/steps": float(sum(record.steps for record in records)),
+                "cost/environment_episodes": float(sum(record.episodes for record in records)),
+                "cost/environment_steps": float(sum(record.steps for record in records)),
             }
             | {f"data/{q}/return": mean_return([r for r in records if r.quality == q]) for q in wanted.qualities}
         )

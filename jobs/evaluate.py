@@ -37,7 +37,7 @@ from promptdiffuser.methods.folders import load_adaptation
 from promptdiffuser.methods.inputs import InputsBuilder
 from promptdiffuser.models.backbone import PromptDT
 from promptdiffuser.tasks import get_family
-from promptdiffuser.tracking.store import STAGE_TAG
+from promptdiffuser.tracking.names import FAMILY_TAG, METHOD_TAG, SEED_TAG, STAGE_TAG
 
 CPU = torch.device("cpu")
 EPISODES = "episodes.parquet"
@@ -248,9 +248,9 @@ def log_method(run: StageRun, workspace: Workspace, evaluation: MethodEvaluation
     experiment, method = workspace.experiment, get_method(evaluation.method)
     tags = {
         STAGE_TAG: "method",
-        "promptdiffuser.method": method.name,
-        "promptdiffuser.family": experiment.family,
-        "promptdiffuser.seed": str(experiment.seed),
+        METHOD_TAG: method.name,
+        FAMILY_TAG: experiment.family,
+        SEED_TAG: str(experiment.seed),
     }
     log = run.tracker.run(method.name, evaluation.fingerprint, run.run, tags)
     log.log_params(

@@ -114,7 +114,8 @@ def main(job: Render) -> None:
     """Run the job."""
     from workspace import fingerprint_of
 
-    from promptdiffuser.tracking.store import STAGE_TAG, RunLog, Tracker, connect, prepare, resolve_uri
+    from promptdiffuser.tracking.names import COMMAND_TAG, FAMILY_TAG, SEED_TAG, STAGE_TAG, TASK_TAG
+    from promptdiffuser.tracking.store import RunLog, Tracker, connect, prepare, resolve_uri
 
     # The store is looked at first: a film that cannot be logged should fail before it is made.
     uri = resolve_uri()
@@ -123,11 +124,17 @@ def main(job: Render) -> None:
         tracker = prepare(uri, "render")
     else:
         connect(uri)
-        if not Tracker(uri, "").has_run(job.run_id):
+        if not Tracker(uri, "", {}).has_run(job.run_id):
             raise UserError(f"no MLflow run {job.run_id} in {uri}; see `make ui` for run ids")
     result = render(job)
     if job.run_id is None:
-        tags = {STAGE_TAG: "render", "promptdiffuser.command": " ".join(["python", *sys.argv])}
+        tags = {
+            STAGE_TAG: "render",
+            FAMILY_TAG: job.family,
+            SEED_TAG: str(job.seed),
+            TASK_TAG: str(job.task),
+            COMMAND_TAG: " ".join(["python", *sys.argv]),
+        }
         name = f"{job.family}-task-{job.task}-{job.quality}-seed-{job.seed}"
         run = tracker.run(name, fingerprint_of(["render", settings]), None, tags)
         run.log_params(settings)

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,7 +27,8 @@ from rich.text import Text
 
 from promptdiffuser.errors import UserError
 from promptdiffuser.experiment import Experiment
-from promptdiffuser.tracking.store import STAGE_TAG, USED_RUN_TAG, RunLog, Tracker, prepare, resolve_uri
+from promptdiffuser.tracking.names import COMMAND_TAG, FAMILY_TAG, FOLDER_TAG, SEED_TAG, STAGE_TAG, USED_RUN_TAG
+from promptdiffuser.tracking.store import RunLog, Tracker, prepare, resolve_uri
 
 POLL_SECONDS = 0.5
 
@@ -63,6 +64,8 @@ class Stage:
     work: Callable[["StageRun"], None]
     command: str
     """What makes it, for the error that misses it."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Further tags of its run, such as its method."""
 
     @property
     def fingerprint(self) -> str:
@@ -145,7 +148,8 @@ class Workspace:
     def __post_init__(self) -> None:
         _check_writable(self.options.outputs.resolve())
         self.experiment = self.options.experiment
-        self.tracker = prepare(resolve_uri(), self.experiment.name)
+        tags = {FAMILY_TAG: self.experiment.family, SEED_TAG: str(self.experiment.seed)}
+        self.tracker = prepare(resolve_uri(), self.experiment.name, tags)
         self.folder = self.options.outputs.resolve() / self.experiment.name
 
     @cached_property
@@ -154,7 +158,7 @@ class Workspace:
         title = self.title or self.experiment.name
         # The cluster decides where an experiment runs, not what it computes.
         identity = {name: value for name, value in dataclasses.asdict(self.experiment).items() if name != "cluster"}
-        tags = {STAGE_TAG: self.kind, "promptdiffuser.command": self.command}
+        tags = {STAGE_TAG: self.kind, COMMAND_TAG: self.command}
         identity |= self.search
         parent = self.base.run_log if self.base else None
         run = self.tracker.run(title, fingerprint_of([title, identity]), parent, tags)
@@ -192,7 +196,7 @@ class Workspace:
 
     def open(self, stage: Stage) -> RunLog:
         """Return a stage's run in MLflow, the same one each time."""
-        tags = {STAGE_TAG: stage.kind, "promptdiffuser.folder": str(self.folder_of(stage))}
+        tags = {STAGE_TAG: stage.kind, FOLDER_TAG: str(self.folder_of(stage)), **stage.tags}
         run = self.tracker.run(stage.name, stage.fingerprint, self.run_log, tags)
         self.run_log.set_tag(USED_RUN_TAG + stage.name, run.run_id)
         return run
@@ -218,7 +222,7 @@ class Workspace:
             run.finish(_status(type(error)))
             raise
         seconds = time.perf_counter() - started
-        run.log_metrics({"time/seconds": seconds})
+        run.log_metrics({"time/stage_s": seconds})
         run.finish()
         record = {"fingerprint": stage.fingerprint, "settings": stage.settings, "seconds": seconds, "run": run.run_id}
         (folder / ".stage.json.writing").write_text(json.dumps(record, indent=1, default=str) + "\n")

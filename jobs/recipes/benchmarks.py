@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import tyro
-from promptdiffuser.search.space import Value, apply
 
 from promptdiffuser.errors import UserError
 from promptdiffuser.experiment import Experiment
 from promptdiffuser.learning.projection import PROJECTIONS
+from promptdiffuser.search.space import Value, apply
 from recipes.quickstart import quickstart
 
 LAMBDAS = (0.2, 1.0, 5.0, 25.0, 125.0)

@@ -98,8 +98,8 @@ def log_training(tracker: Tracker, parent: RunLog) -> None:
     """Log the two training stages with smooth made-up curves."""
     steps = range(0, 3000, 10)
     keys = {
-        "pretrain": {"training/loss": 1.0},
-        "train-diffuser": {"training/loss": 2.0, "training/loss_dm": 0.5, "training/loss_dt": 0.2},
+        "pretrain": {"train/loss": 1.0},
+        "train-diffuser": {"train/loss": 2.0, "train/loss_dm": 0.5, "train/loss_dt": 0.2},
     }
     for stage, scales in keys.items():
         log = tracker.run(stage, f"{parent.run_id}-{stage}", parent, {"promptdiffuser.stage": stage})

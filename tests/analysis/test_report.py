@@ -250,10 +250,10 @@ def test_load_keeps_what_was_logged(experiment: Any) -> None:
     """Histories, episodes and prompts come back whole, also by the run id of the experiment."""
     results = load_experiment(experiment.uri, experiment.name, experiment.parent_run_id)
     assert results.metrics.groupby(["stage", "key"]).size().to_dict() == {
-        ("pretrain", "training/loss"): 300,
-        ("train-diffuser", "training/loss"): 300,
-        ("train-diffuser", "training/loss_dm"): 300,
-        ("train-diffuser", "training/loss_dt"): 300,
+        ("pretrain", "train/loss"): 300,
+        ("train-diffuser", "train/loss"): 300,
+        ("train-diffuser", "train/loss_dm"): 300,
+        ("train-diffuser", "train/loss_dt"): 300,
     }
     assert len(results.episodes) == 4 * 3 * 2 * 3
     assert len(results.prompts) == 5 * 3 * 6

@@ -310,3 +310,15 @@ def test_store_is_the_callers(given: str | None, resolved: str, monkeypatch: pyt
     if given is not None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
     assert submit.runtime_env(Path("/code"), Path("/data"))["env_vars"]["MLFLOW_TRACKING_URI"] == resolved
+
+
+def test_the_job_knows_the_commit_of_its_code(tmp_path: Path) -> None:
+    """The copy that travels has no history."""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+    (tmp_path / "code.py").write_text("1")
+    for command in (["init", "-q"], ["add", "code.py"], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert submit.runtime_env(tmp_path, tmp_path)["env_vars"]["PROMPTDIFFUSER_COMMIT"] == head
+    (tmp_path / "code.py").write_text("2")
+    assert submit.runtime_env(tmp_path, tmp_path)["env_vars"]["PROMPTDIFFUSER_COMMIT"] == f"{head}-dirty"

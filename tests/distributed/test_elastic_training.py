@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 def losses(folder: Path) -> list[float]:
     progress = load_checkpoint(folder / "checkpoints" / f"step-{STEPS:08d}").documents["progress"]
-    return [entry["training/loss"] for entry in progress["history"]]
+    return [entry["train/loss"] for entry in progress["history"]]
 
 
 def test_a_training_goes_on_from_its_last_checkpoint_with_the_workers_that_are_left(

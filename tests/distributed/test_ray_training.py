@@ -57,7 +57,7 @@ def plain_weights(plain_run: Path) -> dict[str, torch.Tensor]:
 
 def losses(folder: Path) -> list[float]:
     progress = load_checkpoint(folder / "checkpoints" / "step-00000012").documents["progress"]
-    return [entry["training/loss"] for entry in progress["history"]]
+    return [entry["train/loss"] for entry in progress["history"]]
 
 
 def weights_of_ray_run(
@@ -181,7 +181,7 @@ def test_killed_workers_change_nothing_and_no_metric_is_logged_twice(
     assert len(list((tmp_path / "marks").iterdir())) == 4
     for name, value in plain_weights.items():
         assert torch.equal(weights[name], value), name
-    steps = logged_steps(tmp_path, "training/loss")
+    steps = logged_steps(tmp_path, "train/loss")
     assert steps == sorted(set(steps))
     assert steps[-1] == training.optimisation.steps
 
@@ -227,7 +227,7 @@ def test_snapshots_are_scored_beside_an_elastic_training_and_the_best_is_used(
     assert [path.name for path in tmp_path.glob("snapshots/step-*")] == [best]
     for name, value in load_checkpoint(tmp_path / "snapshots" / best).tensors["weights"].items():
         assert torch.equal(weights[name], value)
-    assert logged_steps(tmp_path, "validation/mean") == [4, 8, 12]
+    assert logged_steps(tmp_path, "validation/return") == [4, 8, 12]
     # Scored again, by itself, it gets the same score.
     pool = RolloutPool("cheetah-vel", 1)
     assert validation.score(tmp_path / "model", pool)["mean"] == scores[best]["mean"]

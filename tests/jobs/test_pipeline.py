@@ -48,6 +48,9 @@ def test_mlflow_has_one_parent_and_a_child_a_stage(tiny_run: Path) -> None:
     children = {r.info.run_name: r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
     assert children.keys() == STAGES
     assert children["pretrain"].inputs.dataset_inputs[0].dataset.digest
+    for run in runs:
+        assert {run.data.tags[f"promptdiffuser.{name}"] for name in ("family", "seed")} == {"cheetah-vel", "0"}
+    assert children["diffuser-prompt-diffuser-context"].data.tags["promptdiffuser.method"] == "prompt-diffuser-context"
     steps = logged_steps(tiny_run)
     assert steps == sorted(set(steps))
     assert steps[-1] == 60
@@ -102,4 +105,4 @@ def logged_steps(folder: Path) -> list[int]:
     (run,) = client.search_runs(
         [client.get_experiment_by_name("quickstart").experiment_id], "tags.`promptdiffuser.stage` = 'pretrain'"
     )
-    return [point.step for point in client.get_metric_history(run.info.run_id, "training/loss")]
+    return [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]

@@ -160,4 +160,4 @@ def test_workers_that_are_not_the_writer_write_nothing(
 def test_training_lowers_the_loss(backbone_training: BackboneTraining, episodes: Episodes, tmp_path: Path) -> None:
     longer = replace(backbone_training.optimisation, steps=60, checkpoint_every=60)
     history = run(replace(backbone_training, optimisation=longer), episodes, tmp_path)
-    assert history[-1]["training/loss"] < 0.9 * history[0]["training/loss"]
+    assert history[-1]["train/loss"] < 0.9 * history[0]["train/loss"]

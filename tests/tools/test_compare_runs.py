@@ -53,7 +53,7 @@ def test_repeated_training_is_identical(reference: Path, tmp_path: Path, compare
     status, printed = compare(reference, tmp_path)
     assert status == 0
     assert "6 logged steps in both" in printed
-    assert "identical" in line(printed, "training/loss")
+    assert "identical" in line(printed, "train/loss")
     assert "models: equal to the bit" in printed
     assert "differs" not in printed
     assert "time/" not in printed
@@ -63,12 +63,12 @@ def test_another_seed_differs_from_the_first_step_on(reference: Path, tmp_path: 
     history = run(tmp_path, replace(TRAINING, seed=2))
     status, printed = compare(reference, tmp_path)
     assert status == 1
-    cells = [cell.strip() for cell in line(printed, "training/loss").split("│")[1:-1]]
+    cells = [cell.strip() for cell in line(printed, "train/loss").split("│")[1:-1]]
     assert (cells[1], cells[3]) == ("differs", "1")
     a, b = float(cells[4]), float(cells[5])
-    assert b == history[0]["training/loss"]
+    assert b == history[0]["train/loss"]
     assert float(cells[6]) == pytest.approx(abs(a - b) / max(a, b), rel=0.1), "printed with two digits"
-    assert "identical" in line(printed, "training/learning_rate")
+    assert "identical" in line(printed, "train/learning_rate")
     assert "models: weights/" in printed
 
 
@@ -76,12 +76,12 @@ def test_the_step_where_runs_part_is_named(reference: Path, tmp_path: Path, comp
     """The other run goes on after step 4 with the batches of another seed."""
     run(tmp_path, replace(TRAINING, optimisation=replace(TRAINING.optimisation, steps=4)))
     status, printed = compare(reference, tmp_path)
-    assert (status, "identical" in line(printed, "training/loss")) == (1, True), "4 equal steps, but another model"
+    assert (status, "identical" in line(printed, "train/loss")) == (1, True), "4 equal steps, but another model"
     assert "4 logged steps in both; A has 6, B has 4" in printed
     run(tmp_path, replace(TRAINING, seed=2))
     status, printed = compare(reference, tmp_path)
     assert status == 1
-    assert line(printed, "training/loss").split("│")[4].strip() == "5"
+    assert line(printed, "train/loss").split("│")[4].strip() == "5"
 
 
 @pytest.mark.parametrize(("tolerance", "status"), [(0.0, 1), (1e-8, 1), (1e-3, 0)])
@@ -112,20 +112,18 @@ def test_mlflow_runs_are_compared_with_folders(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     tracker = prepare(f"sqlite:///{tmp_path}/mlflow.db", "tests")
     history = run(tmp_path / "training")
-    rounded = [
-        entry | {"training/loss": entry["training/loss"] * (1 + 1e-6 * (entry["step"] > 2))} for entry in history
-    ]
+    rounded = [entry | {"train/loss": entry["train/loss"] * (1 + 1e-6 * (entry["step"] > 2))} for entry in history]
     same, near = (tracker.run(name, name, None, {}) for name in ("same", "near"))
     same.log_history(history)
     near.log_history(rounded)
     assert compare(reference, same.run_id)[0] == 0
     status, printed = compare(same.run_id, near.run_id)
     assert status == 1
-    assert line(printed, "training/loss").split("│")[4].strip() == "3"
-    assert "identical" in line(printed, "training/gradient_norm")
+    assert line(printed, "train/loss").split("│")[4].strip() == "3"
+    assert "identical" in line(printed, "train/gradient_norm")
     status, printed = compare(same.run_id, near.run_id, "--tolerance", 1e-5)
     assert status == 0
-    assert "equal within 1e-05" in line(printed, "training/loss")
+    assert "equal within 1e-05" in line(printed, "train/loss")
     status, printed = compare(reference, "0" * 32)
     assert status == 2
     assert "0" * 32 in printed
@@ -159,7 +157,7 @@ def test_values_that_are_no_numbers(
     tmp_path: Path, compare, losses_a: dict[int, float | None], losses_b: dict[int, float | None], status: int
 ) -> None:
     for folder, losses in (("a", losses_a), ("b", losses_b)):
-        history = [{"step": step} | ({} if v is None else {"training/loss": v}) for step, v in losses.items()]
+        history = [{"step": step} | ({} if v is None else {"train/loss": v}) for step, v in losses.items()]
         progress = {"step": len(history), "history": history}
         save_checkpoint(tmp_path / folder / "checkpoints" / "step-1", {}, {"progress": progress})
     assert compare(tmp_path / "a", tmp_path / "b")[0] == status

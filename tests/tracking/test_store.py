@@ -8,9 +8,11 @@ import pickle
 import time
 from pathlib import Path
 
+import mujoco
 import pytest
 
 from promptdiffuser.errors import UserError
+from promptdiffuser.tracking.provenance import provenance
 from promptdiffuser.tracking.store import PARAM_LENGTH, RunLog, Tracker, connect, prepare, resolve_uri
 
 
@@ -54,17 +56,31 @@ def test_resumed_stage_continues_its_run(tracker: Tracker) -> None:
     assert tracker.run("pretrain", "stage", parents[0], {}) != first
 
 
+def test_runs_say_what_they_were_made_with(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Versions, the commit (of a copy without history too), and the tags of the tracker are on every run."""
+    monkeypatch.setenv("PROMPTDIFFUSER_COMMIT", "abc123-dirty")
+    provenance.cache_clear()
+    of_seed = prepare(tracker.uri, "tests", {"promptdiffuser.seed": "7"})
+    provenance.cache_clear()
+    tags = connect(tracker.uri).get_run(of_seed.run("tagged", "tagged", None, {}).run_id).data.tags
+    assert tags["mlflow.source.git.commit"] == "abc123"
+    assert (tags["promptdiffuser.dirty"], tags["promptdiffuser.seed"]) == ("true", "7")
+    versions = {key: value for key, value in tags.items() if key.startswith("promptdiffuser.version.")}
+    assert versions["promptdiffuser.version.mujoco"] == mujoco.__version__
+    assert len(versions) == 5
+
+
 def test_history_is_logged_once_and_completely(tracker: Tracker) -> None:
     """A longer history adds its new steps only, metric by metric, over more than one batch."""
     log = tracker.run("history", "history", None, {})
-    history = [{"step": step, "training/loss": 1.0 / (step + 1)} for step in range(1200)]
+    history = [{"step": step, "train/loss": 1.0 / (step + 1)} for step in range(1200)]
     log.log_history(history)
     log.log_history(history)
-    history += [{"step": 1200, "training/loss": math.nan, "validation/loss": 0.5}]
+    history += [{"step": 1200, "train/loss": math.nan, "validation/loss": 0.5}]
     # A metric that starts late still gets its earlier steps when they arrive with the complete history.
     history[3] = {**history[3], "validation/cosine": 0.25}
     log.log_history(history)
-    stored = steps_and_values(log, "training/loss")
+    stored = steps_and_values(log, "train/loss")
     assert [step for step, _ in stored] == list(range(1201))
     assert stored[:1200] == [(step, 1.0 / (step + 1)) for step in range(1200)]
     assert math.isnan(stored[1200][1])
@@ -134,8 +150,8 @@ def test_lost_server_does_not_stop_training(monkeypatch: pytest.MonkeyPatch, cap
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     log = RunLog("http://127.0.0.1:9", "lost")
     with caplog.at_level(logging.WARNING, logger="promptdiffuser"):
-        log.log_metrics({"training/loss": 1.0}, step=1)
-        log.log_history([{"step": 1, "training/loss": 1.0}])
+        log.log_metrics({"train/loss": 1.0}, step=1)
+        log.log_history([{"step": 1, "train/loss": 1.0}])
     assert caplog.text.count("takes no metrics") == 1
 
 

@@ -25,16 +25,10 @@ from promptdiffuser.methods.backbones import backbone_config
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.search.ledger import Ledger, Row, trial_name
 from promptdiffuser.search.space import Point, apply
-from promptdiffuser.tracking.store import STAGE_TAG, RunLog, Tracker
+from promptdiffuser.tracking.names import STAGE_TAG, score_metrics
+from promptdiffuser.tracking.store import RunLog, Tracker
 from promptdiffuser.trainings import backbone_training, diffuser_training, few_shot_training
 
-METRICS = {
-    "mean": "validation/return",
-    "ci_low": "validation/return_low",
-    "ci_high": "validation/return_high",
-    "seconds": "time/evaluate_s",
-}
-"""Names that MLflow has for scores; the others keep theirs below validation/."""
 SUMMED = ("time/seconds", "cost/environment_steps")
 SUMMARISED = ("validation/return", "validation/return_low", "validation/return_high", "validation/normalised")
 
@@ -144,7 +138,7 @@ class Trial:
         score = self.validation.score(
             self.model, pool, self.folder / "adapted", self._few_shot() if step == self.steps else None
         )
-        return {METRICS.get(name, f"validation/{name}"): value for name, value in score.items()} | {
+        return score_metrics("validation", score) | {
             "time/seconds": time.perf_counter() - started,
             "cost/environment_steps": self._steps_of_a_score(),
             "cost/trained_parameters": json.loads((self.model / "model.json").read_text()).get("parameters", 0),

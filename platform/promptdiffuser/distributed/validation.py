@@ -22,9 +22,9 @@ from promptdiffuser.learning.snapshots import read_scores, use_snapshot, write_s
 from promptdiffuser.learning.trainings import DiffuserTraining
 from promptdiffuser.methods import get_method
 from promptdiffuser.methods.inputs import InputsBuilder, InputsSettings
+from promptdiffuser.tracking.names import SCORES, score_metrics
 from promptdiffuser.tracking.store import RunLog
 
-SCORED = ("mean", "ci_low", "ci_high", "normalised", "diverged", "seconds")
 POLL_SECONDS = 1.0
 CPU = torch.device("cpu")
 
@@ -70,7 +70,8 @@ class Validation:
         blocks = evaluation_blocks(requests, self.protocol, policies)
         episodes = pd.concat([result for _, result in pool.run(blocks, policies)])
         summary = summarise_method(episodes, self.dataset.manifest.tasks, self.settings.seed)
-        return {name: summary[name] for name in SCORED} | {f"task-{t}": mean for t, mean in summary["per_task"].items()}
+        tasks = {f"task-{task}": mean for task, mean in summary["per_task"].items()}
+        return {name: summary[name] for name in (*SCORES, "seconds")} | tasks
 
 
 @contextmanager
@@ -137,7 +138,7 @@ class _SnapshotScorer:
     def _log(self, scores: dict[str, dict[str, float]]) -> None:
         self._run.log_history(
             [
-                {"step": int(name.removeprefix("step-"))} | {f"validation/{key}": v for key, v in score.items()}
+                {"step": int(name.removeprefix("step-"))} | score_metrics("validation", score)
                 for name, score in sorted(scores.items())
             ]
         )

@@ -239,7 +239,7 @@ def train(
     """Train to the end, resuming from the newest valid checkpoint below `folder`, and write `folder`/model.
 
     Every worker calls this; the writer alone writes checkpoints, snapshots, `progress.json` and the model.
-    `on_checkpoint` gets the whole history of metrics (keys `step`, `training/...` and `time/...`) at every checkpoint,
+    `on_checkpoint` gets the whole history of metrics (keys `step`, `train/...` and `time/...`) at every checkpoint,
     on every worker. With `until` the training pauses after that update; pauses change no number of it.
     """
     config, checkpoints = training.optimisation, folder / "checkpoints"
@@ -305,4 +305,4 @@ def _mean(metrics: History) -> dict[str, float]:
     """Average each metric over the updates that have it; guidance metrics start in the middle of a training."""
     names = {name: None for entry in metrics for name in entry}
     values = {name: [entry[name] for entry in metrics if name in entry] for name in names}
-    return {f"training/{name}": sum(v) / len(v) for name, v in values.items()}
+    return {f"train/{name}": sum(v) / len(v) for name, v in values.items()}

@@ -26,12 +26,8 @@ from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from promptdiffuser.errors import UserError
-
-FINGERPRINT_TAG = "promptdiffuser.fingerprint"
-STAGE_TAG = "promptdiffuser.stage"
-PARENT_TAG = "mlflow.parentRunId"
-USED_RUN_TAG = "promptdiffuser.run."
-"""Prefix of an experiment run's tags that name the run of each stage it used, its own or an earlier experiment's."""
+from promptdiffuser.tracking.names import FINGERPRINT_TAG, PARENT_TAG
+from promptdiffuser.tracking.provenance import provenance
 
 # Limits of MLflow's stores and REST interface.
 METRICS_PER_BATCH = 1000
@@ -87,22 +83,28 @@ def read_json(uri: str, run_id: str, name: str) -> Any:
         raise UserError(f"no run {run_id!r} with an artifact {name} in {uri}; see `make ui` for run ids") from error
 
 
-def prepare(uri: str, experiment: str) -> "Tracker":
+def prepare(uri: str, experiment: str, tags: Mapping[str, str] | None = None) -> "Tracker":
     """Open the store, making the store and the MLflow experiment if needed.
 
     The driver calls this once before any fan-out: several processes that touch a new SQLite file together fail.
+
+    Args:
+        uri: The store.
+        experiment: Name of the MLflow experiment.
+        tags: What every run of the tracker is tagged with, besides its provenance.
     """
+    all_tags = {**provenance(), **(tags or {})}
     uri = _absolute(uri)
     client = connect(uri, create=True)
     found = client.get_experiment_by_name(experiment)
     if found is None:
-        return Tracker(uri, _create_experiment(client, uri, experiment))
+        return Tracker(uri, _create_experiment(client, uri, experiment), all_tags)
     if found.lifecycle_stage != "active":
         raise UserError(
             f"MLflow experiment {experiment!r} in {uri} is deleted; "
             f"restore it with: MLFLOW_TRACKING_URI={uri} mlflow experiments restore -x {found.experiment_id}"
         )
-    return Tracker(uri, found.experiment_id)
+    return Tracker(uri, found.experiment_id, all_tags)
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ class Tracker:
 
     uri: str
     experiment_id: str
+    tags: Mapping[str, str]
+    """Of every run."""
 
     def run(self, name: str, fingerprint: str, parent: "RunLog | None", tags: Mapping[str, str]) -> "RunLog":
         """Return the run with this fingerprint (below `parent`, if given), reopened; or a new one.
@@ -119,10 +123,10 @@ class Tracker:
             name: Shown in MLflow's run list.
             fingerprint: Identifies the work; equal work has an equal fingerprint on every resume.
             parent: The run to nest below.
-            tags: Further tags, such as `promptdiffuser.stage`.
+            tags: Its own tags, such as `promptdiffuser.stage`.
         """
         client = _client(self.uri)
-        all_tags = {**tags, FINGERPRINT_TAG: fingerprint}
+        all_tags = {**self.tags, **tags, FINGERPRINT_TAG: fingerprint}
         if parent is not None:
             all_tags[PARENT_TAG] = parent.run_id
         identity = [f"tags.`{key}` = '{all_tags[key]}'" for key in (FINGERPRINT_TAG, PARENT_TAG) if key in all_tags]
