@@ -27,6 +27,8 @@ from rich.text import Text
 
 from promptdiffuser.errors import UserError
 from promptdiffuser.experiment import Experiment
+from promptdiffuser.tracking.delivery import Delivery
+from promptdiffuser.tracking.journal import JOURNAL
 from promptdiffuser.tracking.names import COMMAND_TAG, FAMILY_TAG, FOLDER_TAG, SEED_TAG, STAGE_TAG, USED_RUN_TAG
 from promptdiffuser.tracking.store import RunLog, Tracker, prepare, resolve_uri
 
@@ -131,7 +133,7 @@ class RateColumn(ProgressColumn):
 
 @dataclass(eq=False)
 class Workspace:
-    """An experiment on its storage, with its MLflow runs; a context that closes the parent run."""
+    """An experiment on its storage, with its MLflow runs; a context that delivers their logs and closes the parent."""
 
     options: JobOptions
     title: str = ""
@@ -149,8 +151,9 @@ class Workspace:
         _check_writable(self.options.outputs.resolve())
         self.experiment = self.options.experiment
         tags = {FAMILY_TAG: self.experiment.family, SEED_TAG: str(self.experiment.seed)}
-        self.tracker = prepare(resolve_uri(), self.experiment.name, tags)
         self.folder = self.options.outputs.resolve() / self.experiment.name
+        self.tracker = prepare(resolve_uri(), self.experiment.name, tags, self.folder / JOURNAL)
+        self.delivery = Delivery(self.tracker.uri, self.folder / JOURNAL)
 
     @cached_property
     def run_log(self) -> RunLog:
@@ -170,11 +173,13 @@ class Workspace:
         return run
 
     def __enter__(self) -> "Workspace":
+        self.delivery.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if "run_log" in self.__dict__:
             self.run_log.finish(_status(kind))
+        self.delivery.__exit__(kind, *error)
 
     @property
     def command(self) -> str:

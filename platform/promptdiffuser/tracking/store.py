@@ -2,7 +2,8 @@
 
 The driver calls `prepare` once and hands the resulting `Tracker`, or a `RunLog`, to its workers: both are small values
 that pickle. Runs are found again by a fingerprint, so a resumed stage continues its run instead of making another one.
-The fluent API of MLflow is not used: it keeps the active run in process state, and workers share runs.
+With a journal, logging writes a file and nothing else, and `delivery.py` brings it to the store; without one it calls
+the store. The fluent API of MLflow is not used: it keeps the active run in process state, and workers share runs.
 """
 
 import http.client
@@ -14,7 +15,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,25 +23,26 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
+from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, ErrorCode
 
 from promptdiffuser.errors import UserError
+from promptdiffuser.tracking.journal import Entry, Kind, append
 from promptdiffuser.tracking.names import FINGERPRINT_TAG, PARENT_TAG
 from promptdiffuser.tracking.provenance import provenance
-
-# Limits of MLflow's stores and REST interface.
-METRICS_PER_BATCH = 1000
-PARAMS_PER_BATCH = 100
-PARAM_LENGTH = 6000
-DIGEST_LENGTH = 36
+from promptdiffuser.tracking.writing import DIGEST_LENGTH, write
 
 _SQLITE = "sqlite:///"
 _HEALTH_TIMEOUT_S = 5.0
+_SECONDS_BETWEEN_TRIES = 5.0
+_TRIES = 24
+"""Of a call that fails though the store answers, as while a server's database is started again."""
 
-_Item = TypeVar("_Item")
+_Answer = TypeVar("_Answer")
 _logger = logging.getLogger(__name__)
-_lost_runs: set[str] = set()
+_journaled: dict[tuple[str, str], int] = {}
+"""(run, metric) -> last step of its history that this process has put into a journal."""
 
 
 def resolve_uri() -> str:
@@ -57,6 +59,18 @@ def connect(uri: str, create: bool = False) -> MlflowClient:
     """
     uri = _absolute(uri)
     # MLflow itself retries a dead server or an unusable file for minutes, so look first.
+    check_answers(uri, create)
+    try:
+        with _quiet("alembic", "mlflow"):
+            client = client_of(uri)
+            client.search_experiments(max_results=1)
+    except MlflowException as error:
+        raise UserError(f"MLflow store {uri} cannot be used: {first_line(error)}") from error
+    return client
+
+
+def check_answers(uri: str, create: bool = False) -> None:
+    """Raise a `UserError` within seconds if a store does not answer; `create` allows a SQLite file to be missing."""
     if uri.startswith(_SQLITE):
         _check_sqlite(uri, create)
     elif uri.startswith(("http://", "https://")):
@@ -65,13 +79,6 @@ def connect(uri: str, create: bool = False) -> MlflowClient:
         raise UserError(
             f"MLflow store {uri} is not supported; set MLFLOW_TRACKING_URI to sqlite:///PATH/mlflow.db or http://HOST:PORT"
         )
-    try:
-        with _quiet("alembic", "mlflow"):
-            client = _client(uri)
-            client.search_experiments(max_results=1)
-    except MlflowException as error:
-        raise UserError(f"MLflow store {uri} cannot be used: {_first_line(error)}") from error
-    return client
 
 
 def read_json(uri: str, run_id: str, name: str) -> Any:
@@ -83,7 +90,7 @@ def read_json(uri: str, run_id: str, name: str) -> Any:
         raise UserError(f"no run {run_id!r} with an artifact {name} in {uri}; see `make ui` for run ids") from error
 
 
-def prepare(uri: str, experiment: str, tags: Mapping[str, str] | None = None) -> "Tracker":
+def prepare(uri: str, experiment: str, tags: Mapping[str, str] | None = None, journal: Path | None = None) -> "Tracker":
     """Open the store, making the store and the MLflow experiment if needed.
 
     The driver calls this once before any fan-out: several processes that touch a new SQLite file together fail.
@@ -92,19 +99,20 @@ def prepare(uri: str, experiment: str, tags: Mapping[str, str] | None = None) ->
         uri: The store.
         experiment: Name of the MLflow experiment.
         tags: What every run of the tracker is tagged with, besides its provenance.
+        journal: Folder that the runs' logs go through; without one every call goes to the store.
     """
     all_tags = {**provenance(), **(tags or {})}
     uri = _absolute(uri)
     client = connect(uri, create=True)
     found = client.get_experiment_by_name(experiment)
     if found is None:
-        return Tracker(uri, _create_experiment(client, uri, experiment), all_tags)
+        return Tracker(uri, _create_experiment(client, uri, experiment), all_tags, journal)
     if found.lifecycle_stage != "active":
         raise UserError(
             f"MLflow experiment {experiment!r} in {uri} is deleted; "
             f"restore it with: MLFLOW_TRACKING_URI={uri} mlflow experiments restore -x {found.experiment_id}"
         )
-    return Tracker(uri, found.experiment_id, all_tags)
+    return Tracker(uri, found.experiment_id, all_tags, journal)
 
 
 @dataclass(frozen=True)
@@ -115,6 +123,7 @@ class Tracker:
     experiment_id: str
     tags: Mapping[str, str]
     """Of every run."""
+    journal: Path | None = None
 
     def run(self, name: str, fingerprint: str, parent: "RunLog | None", tags: Mapping[str, str]) -> "RunLog":
         """Return the run with this fingerprint (below `parent`, if given), reopened; or a new one.
@@ -125,35 +134,43 @@ class Tracker:
             parent: The run to nest below.
             tags: Its own tags, such as `promptdiffuser.stage`.
         """
-        client = _client(self.uri)
         all_tags = {**self.tags, **tags, FINGERPRINT_TAG: fingerprint}
         if parent is not None:
             all_tags[PARENT_TAG] = parent.run_id
-        identity = [f"tags.`{key}` = '{all_tags[key]}'" for key in (FINGERPRINT_TAG, PARENT_TAG) if key in all_tags]
+        run_id = _patiently(self.uri, lambda: self._find_or_create(name, all_tags))
+        return RunLog(self.uri, run_id, self.journal)
+
+    def _find_or_create(self, name: str, tags: Mapping[str, str]) -> str:
+        client = client_of(self.uri)
+        identity = [f"tags.`{key}` = '{tags[key]}'" for key in (FINGERPRINT_TAG, PARENT_TAG) if key in tags]
         # Deleted runs are not searched. The oldest one, should two drivers ever have raced.
         found = client.search_runs([self.experiment_id], " and ".join(identity), max_results=1, order_by=["start_time"])
         if not found:
-            made = client.create_run(self.experiment_id, tags=all_tags, run_name=name)
-            return RunLog(self.uri, made.info.run_id)
-        run_id = found[0].info.run_id
+            return str(client.create_run(self.experiment_id, tags=dict(tags), run_name=name).info.run_id)
+        run_id = str(found[0].info.run_id)
         client.update_run(run_id, status="RUNNING", name=name)
-        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in all_tags.items()])
-        return RunLog(self.uri, run_id)
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        return run_id
 
     def has_run(self, run_id: str) -> bool:
         """Tell whether this store knows a run, which it does not if the run was logged to another store."""
         try:
-            return _client(self.uri).get_run(run_id).info.lifecycle_stage == "active"
+            found = _patiently(self.uri, lambda: client_of(self.uri).get_run(run_id))
         except MlflowException:
             return False
+        return bool(found.info.lifecycle_stage == "active")
 
 
 @dataclass(frozen=True)
 class RunLog:
-    """Writes to one run, from any process. Every call is safe to repeat."""
+    """Writes to one run, from any process. Every call is safe to repeat.
+
+    With a journal a call writes a file, whatever the store does. Without one it raises what MLflow raises.
+    """
 
     uri: str
     run_id: str
+    journal: Path | None = None
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Log parameters; nested mappings become dotted keys.
@@ -161,36 +178,24 @@ class RunLog:
         MLflow never changes a parameter, so a value that differs from the one stored before a resume is kept as it was
         and warned about.
         """
-        client = _client(self.uri)
-        stored = client.get_run(self.run_id).data.params
-        new = []
-        for key, value in flatten(params):
-            text = _shorten(key, str(value))
-            if key not in stored:
-                new.append(Param(key, text))
-            elif stored[key] != text:
-                _logger.warning("MLflow run %s keeps %s=%s (now %s)", self.run_id, key, stored[key], text)
-        for batch in _batches(new, PARAMS_PER_BATCH):
-            client.log_batch(self.run_id, params=batch)
+        self._log("params", values={key: str(value) for key, value in flatten(params)})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics of one step. A lost server is warned about once and never raises: training goes on."""
-        with self._tolerate_lost_server():
-            self._write(_points(step, metrics))
+        """Log metrics of one step; a metric whose step, or a later one, is stored already stays as it is."""
+        self._log("metrics", points=_points(step, metrics))
 
     def log_history(self, entries: Sequence[Mapping[str, float]]) -> None:
         """Log the part of a history that is not stored yet.
 
         Each entry has its `step`; its other keys are metrics. Always pass the complete history: only steps beyond the
-        last stored one of each metric are written, so nothing is doubled after a resume and what a lost server missed
-        is made up for by the next call.
+        last stored one of each metric are written, so a resumed training doubles nothing.
         """
-        with self._tolerate_lost_server():
-            # The store keeps the newest point of every metric, with its step: one call, however long the history.
-            latest = _client(self.uri).get_run(self.run_id).data.to_proto().metrics
-            last_step = {metric.key: metric.step for metric in latest}
-            points = [point for entry in entries for point in _points(int(entry["step"]), entry)]
-            self._write([point for point in points if point.step > last_step.get(point.key, -1)])
+        points = [point for entry in entries for point in _points(int(entry["step"]), entry)]
+        if self.journal is not None:
+            points = [point for point in points if point[-1] > _journaled.get((self.run_id, point[0]), -1)]
+            _journaled.update({(self.run_id, key): step for key, _, _, step in points})
+        if points:
+            self._log("metrics", points=points)
 
     def log_dataset(self, name: str, digest: str, source: str, profile: Mapping[str, object]) -> None:
         """Record a dataset that this run reads.
@@ -203,45 +208,60 @@ class RunLog:
         """
         if len(digest) > DIGEST_LENGTH:
             raise ValueError(f"digest of dataset {name!r} has {len(digest)} characters; MLflow keeps {DIGEST_LENGTH}")
-        dataset = Dataset(
-            name, digest, source_type="local", source=json.dumps({"uri": source}), profile=json.dumps(profile)
+        self._log(
+            "dataset",
+            name=name,
+            digest=digest,
+            source_type="local",
+            source=json.dumps({"uri": source}),
+            profile=json.dumps(profile),
         )
-        _client(self.uri).log_inputs(self.run_id, datasets=[DatasetInput(dataset)])
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Copy a file into the run's artifacts."""
-        _client(self.uri).log_artifact(self.run_id, str(path), folder or None)
+        """Copy a file into the run's artifacts; with a journal it is read when it is delivered."""
+        self._log("artifact", path=str(path.absolute()), folder=folder)
 
     def log_json(self, name: str, value: object) -> None:
         """Store a value as the JSON artifact `name`."""
-        _client(self.uri).log_text(self.run_id, json.dumps(value, indent=2), name)
+        self._log("text", name=name, text=json.dumps(value, indent=2))
 
     def set_tag(self, key: str, value: str) -> None:
         """Set a tag."""
-        _client(self.uri).set_tag(self.run_id, key, value)
+        self._log("tags", values={key: value})
 
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
         """Close the run with a status."""
-        _client(self.uri).set_terminated(self.run_id, status)
+        self._log("status", status=status, at_ms=_now_ms())
 
-    def _write(self, points: Sequence[Metric]) -> None:
-        for batch in _batches(points, METRICS_PER_BATCH):
-            _client(self.uri).log_batch(self.run_id, metrics=batch)
-
-    @contextmanager
-    def _tolerate_lost_server(self) -> Iterator[None]:
-        try:
-            yield
-        except (MlflowException, OSError) as error:  # OSError: also every error of requests
-            if self.run_id not in _lost_runs:
-                _lost_runs.add(self.run_id)
-                _logger.warning("MLflow at %s takes no metrics, going on without: %s", self.uri, _first_line(error))
+    def _log(self, kind: Kind, **content: Any) -> None:
+        entry = Entry(self.run_id, kind, content)
+        if self.journal is None:
+            write(client_of(self.uri), entry)
         else:
-            _lost_runs.discard(self.run_id)
+            append(self.journal, entry)
+
+
+def _patiently(uri: str, call: Callable[[], _Answer]) -> _Answer:
+    """Call a store that a stage cannot begin without; while it is away, wait for it."""
+    failures, warned = 0, False
+    while True:
+        try:
+            check_answers(uri)
+            return call()
+        except (UserError, MlflowException) as error:
+            if isinstance(error, MlflowException):
+                failures += 1
+                if error.error_code != ErrorCode.Name(INTERNAL_ERROR) or failures == _TRIES:
+                    raise
+            if not warned:
+                _logger.warning("%s; waiting for it", first_line(error))
+            warned = True
+        time.sleep(_SECONDS_BETWEEN_TRIES)
 
 
 @lru_cache
-def _client(uri: str) -> MlflowClient:
+def client_of(uri: str) -> MlflowClient:
+    """Return this process's client of a store."""
     return MlflowClient(uri)
 
 
@@ -294,7 +314,7 @@ def _create_experiment(client: MlflowClient, uri: str, experiment: str) -> str:
     except MlflowException as error:
         made_meanwhile = client.get_experiment_by_name(experiment)
         if made_meanwhile is None:
-            raise UserError(f"MLflow cannot make experiment {experiment!r}: {_first_line(error)}") from error
+            raise UserError(f"MLflow cannot make experiment {experiment!r}: {first_line(error)}") from error
         return made_meanwhile.experiment_id
 
 
@@ -320,21 +340,15 @@ def flatten(params: Mapping[str, object], prefix: str = "") -> Iterator[tuple[st
             yield f"{prefix}{key}", value
 
 
-def _batches(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def _points(step: int, metrics: Mapping[str, float]) -> list[tuple[str, float, int, int]]:
+    now_ms = _now_ms()
+    return [(key, float(value), now_ms, step) for key, value in metrics.items() if key != "step"]
 
 
-def _shorten(key: str, text: str) -> str:
-    if len(text) > PARAM_LENGTH:
-        _logger.warning("parameter %s has %d characters; MLflow keeps the first %d", key, len(text), PARAM_LENGTH)
-    return text[:PARAM_LENGTH]
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
-def _points(step: int, metrics: Mapping[str, float]) -> list[Metric]:
-    now_ms = int(time.time() * 1000)
-    return [Metric(key, float(value), now_ms, step) for key, value in metrics.items() if key != "step"]
-
-
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return what an error says, without the server's traceback."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,102 @@
+"""Writes entries to MLflow. Writing an entry again changes nothing, so a delivery may be repeated.
+
+Content of an entry by kind: metrics `points` [key, value, milliseconds, step]; params and tags `values`; dataset the
+fields of MLflow's; artifact `path` and `folder`; text `name` and `text`; status `status` and `at_ms`.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
+
+from promptdiffuser.tracking.journal import Entry, Kind
+
+# Limits of MLflow's stores and REST interface.
+METRICS_PER_BATCH = 1000
+PARAMS_PER_BATCH = 100
+PARAM_LENGTH = 6000
+DIGEST_LENGTH = 36
+
+_Item = TypeVar("_Item")
+_logger = logging.getLogger(__name__)
+
+
+def write(client: MlflowClient, entry: Entry) -> None:
+    """Write an entry; raises what MLflow raises."""
+    _WRITERS[entry.kind](client, entry.run_id, **entry.content)
+
+
+def _write_metrics(client: MlflowClient, run_id: str, points: list[tuple[str, float, int, int]]) -> None:
+    """Write the points beyond the last stored step of each metric, so that no step is stored twice."""
+    # The store keeps the newest point of every metric, with its step: one call, however long the history.
+    last_step = {metric.key: metric.step for metric in client.get_run(run_id).data.to_proto().metrics}
+    new = []
+    for key, value, at_ms, step in points:
+        if step > last_step.get(key, -1):
+            last_step[key] = step
+            new.append(Metric(key, value, at_ms, step))
+    for batch in _batches(new, METRICS_PER_BATCH):
+        client.log_batch(run_id, metrics=batch)
+
+
+def _write_params(client: MlflowClient, run_id: str, values: dict[str, str]) -> None:
+    """Write parameters; MLflow never changes one, so one that differs from the stored is kept and warned about."""
+    stored = client.get_run(run_id).data.params
+    for key, value in values.items():
+        if stored.get(key, value[:PARAM_LENGTH]) != value[:PARAM_LENGTH]:
+            _logger.warning("MLflow run %s keeps %s=%s (now %s)", run_id, key, stored[key], value)
+        if len(value) > PARAM_LENGTH:
+            _logger.warning("parameter %s has %d characters; MLflow keeps the first %d", key, len(value), PARAM_LENGTH)
+    new = [Param(key, value[:PARAM_LENGTH]) for key, value in values.items() if key not in stored]
+    for batch in _batches(new, PARAMS_PER_BATCH):
+        client.log_batch(run_id, params=batch)
+
+
+def _write_tags(client: MlflowClient, run_id: str, values: dict[str, str]) -> None:
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in values.items()])
+
+
+def _write_dataset(client: MlflowClient, run_id: str, **fields: str) -> None:
+    client.log_inputs(run_id, datasets=[DatasetInput(Dataset(**fields))])
+
+
+def _write_artifact(client: MlflowClient, run_id: str, path: str, folder: str) -> None:
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path} is gone")
+    client.log_artifact(run_id, path, folder or None)
+
+
+def _write_text(client: MlflowClient, run_id: str, name: str, text: str) -> None:
+    client.log_text(run_id, text, name)
+
+
+def _write_status(client: MlflowClient, run_id: str, status: str, at_ms: int) -> None:
+    client.set_terminated(run_id, status, at_ms)
+
+
+_WRITERS: dict[Kind, Callable[..., None]] = {
+    "metrics": _write_metrics,
+    "params": _write_params,
+    "tags": _write_tags,
+    "dataset": _write_dataset,
+    "artifact": _write_artifact,
+    "text": _write_text,
+    "status": _write_status,
+}
+
+
+def merged(entries: Sequence[Entry]) -> Entry:
+    """Return one entry for several of metrics, so that they become one batch; anything else stands alone."""
+    first, *others = entries
+    if not others:
+        return first
+    points: list[Any] = [point for entry in entries for point in entry.content["points"]]
+    return Entry(first.run_id, "metrics", {"points": points})
+
+
+def _batches(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
