@@ -22,7 +22,7 @@ from promptdiffuser.learning.trainings import DiffuserTraining
 from promptdiffuser.methods import get_method
 from promptdiffuser.methods.cells import AdaptationCell
 from promptdiffuser.tasks import get_family
-from promptdiffuser.tracking.names import STAGE_TAG, TASK_TAG
+from promptdiffuser.tracking.names import METHOD_TAG, STAGE_TAG, TASK_TAG
 from promptdiffuser.tracking.store import RunLog, Tracker
 
 
@@ -94,6 +94,8 @@ def stage(workspace: Workspace) -> Stage:
         if missing:
             cluster = workspace.experiment.cluster
             connect(cluster)
+            few_shot, tasks = workspace.experiment.evaluation.few_shot, sorted({cell.task for cell in cells})
+            pretrain.log_input(run, pretrain.checked_dataset(workspace), tuple(tasks), few_shot.quality)
             logged = [(cell, history_log(run.tracker, run.run, cell)) for cell in missing]
             for _ in adapt_cells(logged, num_gpus=min(1.0, cluster.gpus_per_worker)):
                 run.advance()
@@ -118,7 +120,7 @@ def history_log(tracker: Tracker, parent: RunLog, cell: AdaptationCell) -> RunLo
         f"few-shot {cell.method} task {cell.task}",
         f"{cell.folder.parent.name}/{cell.task}",
         parent,
-        {STAGE_TAG: "few-shot-task", TASK_TAG: str(cell.task)},
+        {STAGE_TAG: "few-shot-task", METHOD_TAG: cell.method, TASK_TAG: str(cell.task)},
     )
 
 

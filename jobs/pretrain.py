@@ -22,6 +22,7 @@ from promptdiffuser.methods import get_method
 from promptdiffuser.methods.backbones import PROMPTED, backbone_config
 from promptdiffuser.methods.inputs import InputsSettings
 from promptdiffuser.tasks import get_family
+from promptdiffuser.tasks.experts import Quality
 from promptdiffuser.trainings import backbone_training
 
 
@@ -55,6 +56,8 @@ def stage(workspace: Workspace, variant: str = PROMPTED) -> Stage:
     def work(run: StageRun) -> None:
         training = backbone_training(experiment, dataset, backbone)
         train_with_ray(run, training, dataset, experiment, validation_of(dataset, experiment, "prompt-dt"))
+        suffix = "" if variant == PROMPTED else f"-{variant}"
+        run.run.log_model(f"{experiment.name}-backbone{suffix}", run.folder / "model", "pretrain")
 
     name = "pretrain" if variant == PROMPTED else f"pretrain-{variant}"
     return Stage(name, "pretrain", settings, work, f"python jobs/pretrain.py {experiment.name}")
@@ -126,15 +129,17 @@ def train_with_ray(
     tasks, quality = dataset.family.train_tasks, experiment.quality
     validates = training.optimisation.snapshot_every > 0
     connect(experiment.cluster, validates=validates)
-    run.run.log_dataset(
-        dataset.manifest.family,
-        dataset.manifest.digest,
-        dataset.location,
-        {"tasks": len(tasks), "episodes": sum(record.episodes for _, record in dataset.files(tasks, quality))},
-    )
+    log_input(run, dataset, tasks, quality)
     job = TrainJob(training, dataset, tasks, quality, run.folder, run.run)
     with run.watch_training([run.folder]):
         train_on_cluster(job, experiment.cluster, validation if validates else None)
+
+
+def log_input(run: StageRun, dataset: Dataset, tasks: tuple[int, ...], quality: Quality) -> None:
+    """Say in MLflow which dataset, and how much of it, a stage reads."""
+    episodes = sum(record.episodes for _, record in dataset.files(tasks, quality))
+    manifest = dataset.manifest
+    run.run.log_dataset(manifest.family, manifest.digest, dataset.location, {"tasks": len(tasks), "episodes": episodes})
 
 
 def main(options: JobOptions) -> None:

@@ -91,6 +91,7 @@ def stage(workspace: Workspace, diffuser: str) -> Stage:
             return  # trained apart
         validation = pretrain.validation_of(dataset, experiment, scored_by, training.backbone_folder)
         pretrain.train_with_ray(run, training, dataset, experiment, validation)
+        run.run.log_model(f"{experiment.name}-{diffuser}", run.folder / "model", "train-diffuser")
         look_inside(run, workspace, {diffuser: dict.fromkeys(dataset.family.validation_tasks, run.folder / "model")})
 
     return Stage(

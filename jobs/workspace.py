@@ -31,6 +31,7 @@ from promptdiffuser.tracking.delivery import Delivery
 from promptdiffuser.tracking.journal import JOURNAL
 from promptdiffuser.tracking.names import COMMAND_TAG, FAMILY_TAG, FOLDER_TAG, SEED_TAG, STAGE_TAG, USED_RUN_TAG
 from promptdiffuser.tracking.store import RunLog, Tracker, prepare, resolve_uri
+from promptdiffuser.tracking.system import system_metrics
 
 POLL_SECONDS = 0.5
 
@@ -237,7 +238,7 @@ class Workspace:
 
     @contextmanager
     def at_work(self, name: str, folder: Path, run: RunLog) -> Iterator[StageRun]:
-        """Show the progress of what the body does."""
+        """Show the progress of what the body does, and log what it makes of the machine."""
         columns = (
             TextColumn("{task.description:<34}"),
             BarColumn(bar_width=30),
@@ -245,7 +246,7 @@ class Workspace:
             RateColumn(),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self.console, transient=True) as progress:
+        with system_metrics(run), Progress(*columns, console=self.console, transient=True) as progress:
             bar = progress.add_task(name, total=None)
             yield StageRun(folder, run, self.tracker, progress, bar)
 

@@ -3,17 +3,22 @@
 import dataclasses
 import json
 import logging
+import math
 import multiprocessing
 import shutil
 import time
 from pathlib import Path
 
+import mlflow.artifacts
 import pytest
+import torch
 
 from promptdiffuser.errors import UserError
+from promptdiffuser.learning.checkpoint import load_checkpoint, save_checkpoint
 from promptdiffuser.tracking.delivery import Delivery, deliver
 from promptdiffuser.tracking.journal import REFUSED, pending
 from promptdiffuser.tracking.store import RunLog, Tracker, connect, prepare
+from promptdiffuser.tracking.system import system_metrics
 from tests.tracking.servers import MlflowServer
 
 PROCESSES, STEPS = 8, 1000
@@ -110,6 +115,46 @@ def test_entries_of_another_store_stay(log: RunLog) -> None:
     assert "MLFLOW_TRACKING_URI" in stuck["0" * 32]
     assert len(pending(log.journal)) == 1
     assert steps_and_values(log, "train/loss") == [(0, 2.0)]
+
+
+def test_a_model_is_registered_once_and_comes_back_as_it_was(
+    server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the server into the object store, and out of the registry by its alias; nothing of it is pickled."""
+    weights = {"layer.weight": torch.arange(6.0).reshape(2, 3)}
+    save_checkpoint(tmp_path / "model", {"weights": weights}, {"model": {"kind": "backbone"}})
+    tracker = prepare(server.uri, "models", journal=tmp_path / "journal")
+    versions = []
+    for number in range(2):
+        log = tracker.run(f"pretrain {number}", f"pretrain {number}", None, {})
+        for _ in range(2):
+            log.log_model("models-backbone", tmp_path / "model", "pretrain")
+            assert deliver(server.uri, tmp_path / "journal") == {}
+        version = connect(server.uri).get_model_version_by_alias("models-backbone", "pretrain")
+        assert version.run_id == log.run_id
+        versions.append(version.version)
+    assert [int(version) for version in versions] == [1, 2]
+    assert len(connect(server.uri).search_model_versions("name = 'models-backbone'")) == 2
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    found = mlflow.artifacts.download_artifacts("models:/models-backbone@pretrain")
+    assert torch.equal(load_checkpoint(Path(found)).tensors["weights"]["layer.weight"], weights["layer.weight"])
+    stored = {Path(name).suffix for name in server.stored_files() if log.run_id in name}
+    assert stored == {".json", ".safetensors"}
+
+
+def test_use_of_the_machine_is_logged(log: RunLog) -> None:
+    """As `system/...`, which MLflow shows on a page of its own."""
+    with system_metrics(log, seconds_between=1.1):
+        deadline = time.monotonic() + 2.5
+        while time.monotonic() < deadline:
+            math.factorial(2000)
+    assert log.journal is not None
+    deliver(log.uri, log.journal)
+    cpu = steps_and_values(log, "system/cpu_utilization_percentage")
+    assert len(cpu) >= 2
+    assert all(0 < value <= 100 for _, value in cpu)
+    assert abs(cpu[-1][0] - time.time()) < 60
+    assert "system/system_memory_usage_megabytes" in connect(log.uri).get_run(log.run_id).data.metrics
 
 
 def log_as_a_job_does(tracker: Tracker, parent: RunLog, number: int, folder: Path) -> None:

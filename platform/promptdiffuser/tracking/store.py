@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
 from mlflow.entities import RunTag
@@ -212,7 +213,7 @@ class RunLog:
             "dataset",
             name=name,
             digest=digest,
-            source_type="local",
+            source_type=urlsplit(source).scheme or "local",
             source=json.dumps({"uri": source}),
             profile=json.dumps(profile),
         )
@@ -224,6 +225,16 @@ class RunLog:
     def log_json(self, name: str, value: object) -> None:
         """Store a value as the JSON artifact `name`."""
         self._log("text", name=name, text=json.dumps(value, indent=2))
+
+    def log_model(self, name: str, folder: Path, alias: str) -> None:
+        """Copy a trained model's folder into the run's artifacts and register it.
+
+        Args:
+            name: Of the registered model; a run adds one version to it.
+            folder: Holds safetensors and JSON; nothing is pickled, and whoever loads it runs no code.
+            alias: Names the newest version, as in `models:/NAME@ALIAS`.
+        """
+        self._log("model", name=name, folder=str(folder.absolute()), alias=alias)
 
     def set_tag(self, key: str, value: str) -> None:
         """Set a tag."""

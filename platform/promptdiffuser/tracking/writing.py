@@ -1,7 +1,8 @@
 """Writes entries to MLflow. Writing an entry again changes nothing, so a delivery may be repeated.
 
 Content of an entry by kind: metrics `points` [key, value, milliseconds, step]; params and tags `values`; dataset the
-fields of MLflow's; artifact `path` and `folder`; text `name` and `text`; status `status` and `at_ms`.
+fields of MLflow's; artifact `path` and `folder`; text `name` and `text`; model `name`, `folder` and `alias`; status
+`status` and `at_ms`.
 """
 
 import logging
@@ -19,6 +20,9 @@ METRICS_PER_BATCH = 1000
 PARAMS_PER_BATCH = 100
 PARAM_LENGTH = 6000
 DIGEST_LENGTH = 36
+
+MODEL = "model"
+"""Folder of a run's artifacts that holds its trained model."""
 
 _Item = TypeVar("_Item")
 _logger = logging.getLogger(__name__)
@@ -73,6 +77,21 @@ def _write_text(client: MlflowClient, run_id: str, name: str, text: str) -> None
     client.log_text(run_id, text, name)
 
 
+def _write_model(client: MlflowClient, run_id: str, name: str, folder: str, alias: str) -> None:
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder} is gone")
+    client.log_artifacts(run_id, folder, MODEL)
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    found = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    if found:
+        version = found[0].version
+    else:
+        source = f"runs:/{run_id}/{MODEL}"
+        version = client.create_model_version(name, source, run_id, await_creation_for=0).version
+    client.set_registered_model_alias(name, alias, version)
+
+
 def _write_status(client: MlflowClient, run_id: str, status: str, at_ms: int) -> None:
     client.set_terminated(run_id, status, at_ms)
 
@@ -84,6 +103,7 @@ _WRITERS: dict[Kind, Callable[..., None]] = {
     "dataset": _write_dataset,
     "artifact": _write_artifact,
     "text": _write_text,
+    "model": _write_model,
     "status": _write_status,
 }
 
