@@ -18,6 +18,7 @@ from tests.benchmarks import (
     many_episodes,
     physics,
     quickstart,
+    tracking,
     training,
 )
 from tests.benchmarks.entry import Ratio, Value
@@ -33,6 +34,7 @@ BENCHMARKS = {
     "diffusion": diffusion.run,
     "collection": collection.run,
     "large_dataset": large_dataset.run,
+    "tracking": tracking.run,
 }
 OUTPUT = Path("bench.json")
 

@@ -51,19 +51,19 @@ def run() -> list[Value | Ratio]:
     """Measure everything on the same random-policy episodes of the real simulator."""
     torch.set_num_threads(THREADS)
     with tempfile.TemporaryDirectory() as folder:
-        dataset = _collect(Path(folder) / "dataset")
-        training = _training(dataset)
+        dataset = collect(Path(folder) / "dataset")
+        training = backbone_training(dataset)
         return [*_updates(training, dataset), *_with_and_without_ray(training, dataset, Path(folder))]
 
 
-def _collect(folder: Path) -> Dataset:
+def collect(folder: Path) -> Dataset:
     requests = [EpisodeRequest(task, seed) for task in FAMILY.train_tasks for seed in range(4)]
     writer = DatasetWriter(folder, FAMILY, COMMAND)
     writer.add("random", EpisodeStepper(FAMILY).run(requests, RandomPolicy(FAMILY)))
     return writer.commit()
 
 
-def _training(dataset: Dataset) -> BackboneTraining:
+def backbone_training(dataset: Dataset) -> BackboneTraining:
     return BackboneTraining(
         family=FAMILY.name,
         seed=0,
