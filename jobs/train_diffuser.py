@@ -21,6 +21,7 @@ from promptdiffuser.learning.trainings import DiffuserTraining
 from promptdiffuser.methods import METHODS, get_method
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.tasks import get_family
+from promptdiffuser.tracking.names import METHOD_TAG
 from promptdiffuser.trainings import diffuser_training, few_shot_training
 
 
@@ -100,6 +101,7 @@ def stage(workspace: Workspace, diffuser: str) -> Stage:
         settings_of(training) | {"validation": dataclasses.asdict(experiment.validation)},
         work,
         f"python jobs/train_diffuser.py {experiment.name}",
+        {METHOD_TAG: diffuser},
     )
 
 

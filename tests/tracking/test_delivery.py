@@ -54,6 +54,7 @@ def test_a_delivery_that_is_repeated_writes_nothing_twice(log: RunLog, tmp_path:
     assert deliver(log.uri, journal) == {}
     assert not pending(journal)
     shutil.copytree(tmp_path / "copy", journal, dirs_exist_ok=True)
+    log.log_metrics({"test/return": -20.5})
     log.log_history(history)  # as a training resumed by another process does, which knows of nothing
     assert deliver(log.uri, journal) == {}
 
@@ -62,6 +63,9 @@ def test_a_delivery_that_is_repeated_writes_nothing_twice(log: RunLog, tmp_path:
     assert steps_and_values(log, "train/loss") == [(step, 1 / (1 + step)) for step in range(5)]
     assert steps_and_values(log, "test/return") == [(0, -20.5)]
     assert len(client.get_metric_history(log.run_id, "time/stage_s")) == 1
+    log.log_metrics({"test/return": -19.0})  # a result that has changed is the newest
+    deliver(log.uri, journal)
+    assert client.get_run(log.run_id).data.metrics["test/return"] == -19.0
     assert run.data.params == {"backbone.layers": "3"}
     assert run.data.tags["promptdiffuser.note"] == "value"
     assert len(run.inputs.dataset_inputs) == 1

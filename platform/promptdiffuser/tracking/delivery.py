@@ -64,7 +64,7 @@ def _reason(error: Exception) -> str:
 def _deliver_run(client: MlflowClient, items: list[_Item]) -> None:
     for kind, group in groupby(items, key=lambda item: item[1].kind):
         together = list(group)
-        for part in [together] if kind == "metrics" else [[item] for item in together]:
+        for part in [together] if kind in ("metrics", "history") else [[item] for item in together]:
             _send(client, part)
 
 

@@ -20,7 +20,7 @@ JOURNAL = "journal"
 REFUSED = "refused"
 """Folder below it for entries that the store will never take."""
 
-Kind = Literal["metrics", "params", "tags", "dataset", "artifact", "text", "model", "status"]
+Kind = Literal["metrics", "history", "params", "tags", "dataset", "artifact", "text", "model", "status"]
 
 _lock = threading.Lock()
 _last_ns = 0

@@ -182,7 +182,7 @@ class RunLog:
         self._log("params", values={key: str(value) for key, value in flatten(params)})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics of one step; a metric whose step, or a later one, is stored already stays as it is."""
+        """Log metrics of one step; a value that is the newest already is not stored again, another takes its place."""
         self._log("metrics", points=_points(step, metrics))
 
     def log_history(self, entries: Sequence[Mapping[str, float]]) -> None:
@@ -196,7 +196,7 @@ class RunLog:
             points = [point for point in points if point[-1] > _journaled.get((self.run_id, point[0]), -1)]
             _journaled.update({(self.run_id, key): step for key, _, _, step in points})
         if points:
-            self._log("metrics", points=points)
+            self._log("history", points=points)
 
     def log_dataset(self, name: str, digest: str, source: str, profile: Mapping[str, object]) -> None:
         """Record a dataset that this run reads.

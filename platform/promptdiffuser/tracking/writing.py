@@ -1,6 +1,6 @@
 """Writes entries to MLflow. Writing an entry again changes nothing, so a delivery may be repeated.
 
-Content of an entry by kind: metrics `points` [key, value, milliseconds, step]; params and tags `values`; dataset the
+Content by kind: metrics and history `points` [key, value, milliseconds, step]; params and tags `values`; dataset the
 fields of MLflow's; artifact `path` and `folder`; text `name` and `text`; model `name`, `folder` and `alias`; status
 `status` and `at_ms`.
 """
@@ -24,6 +24,9 @@ DIGEST_LENGTH = 36
 MODEL = "model"
 """Folder of a run's artifacts that holds its trained model."""
 
+Point = tuple[str, float, int, int]
+"""Key, value, milliseconds since 1970, step."""
+
 _Item = TypeVar("_Item")
 _logger = logging.getLogger(__name__)
 
@@ -33,16 +36,39 @@ def write(client: MlflowClient, entry: Entry) -> None:
     _WRITERS[entry.kind](client, entry.run_id, **entry.content)
 
 
-def _write_metrics(client: MlflowClient, run_id: str, points: list[tuple[str, float, int, int]]) -> None:
-    """Write the points beyond the last stored step of each metric, so that no step is stored twice."""
-    # The store keeps the newest point of every metric, with its step: one call, however long the history.
-    last_step = {metric.key: metric.step for metric in client.get_run(run_id).data.to_proto().metrics}
+def _write_metrics(client: MlflowClient, run_id: str, points: list[Point]) -> None:
+    """Write the points, but for those that repeat the newest stored one of their metric, its step and its value.
+
+    A point that is sent again has its old time, and the store keeps equal points once.
+    """
+    newest = {key: (step, repr(value)) for key, value, step in _newest(client, run_id)}
+    new = []
+    for key, value, at_ms, step in points:
+        if newest.get(key) != (step, repr(value)):
+            newest[key] = step, repr(value)
+            new.append(Metric(key, value, at_ms, step))
+    _log_metrics(client, run_id, new)
+
+
+def _write_history(client: MlflowClient, run_id: str, points: list[Point]) -> None:
+    """Write the points beyond the last stored step of each metric."""
+    last_step = {key: step for key, _, step in _newest(client, run_id)}
     new = []
     for key, value, at_ms, step in points:
         if step > last_step.get(key, -1):
             last_step[key] = step
             new.append(Metric(key, value, at_ms, step))
-    for batch in _batches(new, METRICS_PER_BATCH):
+    _log_metrics(client, run_id, new)
+
+
+def _newest(client: MlflowClient, run_id: str) -> Iterator[tuple[str, float, int]]:
+    """Yield key, value and step of the newest point of every metric: one call, however long the histories."""
+    for metric in client.get_run(run_id).data.to_proto().metrics:
+        yield metric.key, metric.value, metric.step
+
+
+def _log_metrics(client: MlflowClient, run_id: str, metrics: list[Metric]) -> None:
+    for batch in _batches(metrics, METRICS_PER_BATCH):
         client.log_batch(run_id, metrics=batch)
 
 
@@ -98,6 +124,7 @@ def _write_status(client: MlflowClient, run_id: str, status: str, at_ms: int) ->
 
 _WRITERS: dict[Kind, Callable[..., None]] = {
     "metrics": _write_metrics,
+    "history": _write_history,
     "params": _write_params,
     "tags": _write_tags,
     "dataset": _write_dataset,
@@ -109,12 +136,12 @@ _WRITERS: dict[Kind, Callable[..., None]] = {
 
 
 def merged(entries: Sequence[Entry]) -> Entry:
-    """Return one entry for several of metrics, so that they become one batch; anything else stands alone."""
+    """Return one entry for several of metrics or of histories, so that they become one batch."""
     first, *others = entries
     if not others:
         return first
     points: list[Any] = [point for entry in entries for point in entry.content["points"]]
-    return Entry(first.run_id, "metrics", {"points": points})
+    return Entry(first.run_id, first.kind, {"points": points})
 
 
 def _batches(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
