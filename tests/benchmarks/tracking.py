@@ -42,13 +42,13 @@ def run() -> list[Value]:
                 log.log_history(history)
                 waited += time.perf_counter() - began
 
-            started = time.perf_counter()
+            started, own_started = time.perf_counter(), time.thread_time()
             train(training, task, folder / "training", on_checkpoint=on_checkpoint)
-            seconds = time.perf_counter() - started
+            seconds, own_seconds = time.perf_counter() - started, time.thread_time() - own_started
             delivered = _cpu_seconds("journal")
     return [
-        Value("track.share", waited / seconds, "of a training step", COMMAND),
-        Value("track.delivery", delivered / seconds, "of a core, beside the training", COMMAND),
+        Value("track.share", 100 * waited / seconds, "% of a training step", COMMAND),
+        Value("track.delivery", 100 * delivered / own_seconds, "% of the training's CPU time, beside it", COMMAND),
     ]
 
 
