@@ -35,9 +35,8 @@ def run_experiment(options: JobOptions) -> None:
             workspace.run(collect.stage(workspace))
         for variant in pretrain.variants(workspace):
             workspace.run(pretrain.stage(workspace, variant))
-        for diffuser in train_diffuser.diffusers(workspace):
-            for stage in train_diffuser.stages(workspace, diffuser):
-                workspace.run(stage)
+        for stage in train_diffuser.stages(workspace):
+            workspace.run(stage)
         workspace.run(adapt.stage(workspace))
         results = workspace.run(evaluate.stage(workspace))
     shutil.copyfile(results / "summary.json", workspace.folder / "summary.json")

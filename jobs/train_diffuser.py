@@ -1,5 +1,7 @@
 """Train the diffusers of an experiment on the training tasks, with Ray Train.
 
+Where one of them learns from tuned prompts, these are tuned first, a Ray task a training task.
+
 python jobs/train_diffuser.py quickstart --guidance.weight 2
 """
 
@@ -13,12 +15,16 @@ import torch
 from inside import look_inside
 from workspace import JobOptions, Stage, StageRun, Workspace, run_job
 
+from promptdiffuser.distributed.cluster import connect
+from promptdiffuser.distributed.optimised_prompts import optimise_prompts
 from promptdiffuser.distributed.training import TrainJob
 from promptdiffuser.errors import UserError
 from promptdiffuser.learning.guidance import GuidanceConfig
 from promptdiffuser.learning.model_folders import load_backbone
+from promptdiffuser.learning.optimised_prompts import PromptOptimisation
 from promptdiffuser.learning.trainings import DiffuserTraining
 from promptdiffuser.methods import METHODS, get_method
+from promptdiffuser.methods.diffusers import DIFFUSERS
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tracking.names import METHOD_TAG
@@ -72,11 +78,52 @@ def multi_task_training(workspace: Workspace, diffuser: str) -> DiffuserTraining
     return dataclasses.replace(training, start_from=start)
 
 
-def stages(workspace: Workspace, diffuser: str) -> Iterator[Stage]:
-    """Yield the stages that make a diffuser, each to be run before the next is asked for."""
-    if workspace.experiment.diffuser.denoising_steps:
-        yield denoising_stage(workspace, diffuser)
-    yield stage(workspace, diffuser)
+def stages(workspace: Workspace) -> Iterator[Stage]:
+    """Yield the stages that train the experiment's diffusers; each may need those before it to be finished."""
+    yield from preparations(workspace)
+    for diffuser in diffusers(workspace):
+        if workspace.experiment.diffuser.denoising_steps:
+            yield denoising_stage(workspace, diffuser)
+        yield stage(workspace, diffuser)
+
+
+def preparations(workspace: Workspace) -> list[Stage]:
+    """Return the stages before any diffuser is trained."""
+    learn_optimised = (DIFFUSERS[diffuser].learns_optimised_prompts for diffuser in diffusers(workspace))
+    return [optimised_prompts_stage(workspace)] if any(learn_optimised) else []
+
+
+def optimised_prompts_stage(workspace: Workspace) -> Stage:
+    """Return the stage that tunes the prompts of the training tasks through the frozen backbone.
+
+    As the backbone, the seeds of a benchmark share them.
+    """
+    if workspace.base is not None:
+        return optimised_prompts_stage(workspace.base)
+    experiment, dataset = workspace.experiment, pretrain.checked_dataset(workspace)
+    backbone_folder, config = pretrain.backbone_folder(workspace).resolve(), experiment.diffuser.optimised_prompts
+    settings = {
+        "dataset": dataset.manifest.digest,
+        "quality": experiment.quality,
+        "backbone": (backbone_folder / "manifest.json").read_text(),
+        "seed": experiment.seed,
+        "config": dataclasses.asdict(config),
+    }
+
+    def work(run: StageRun) -> None:
+        pieces = [
+            PromptOptimisation(task, run.folder, dataset, experiment.quality, backbone_folder, config, experiment.seed)
+            for task in dataset.family.train_tasks
+        ]
+        missing = [piece for piece in pieces if not piece.is_done]
+        run.expect(len(pieces), len(pieces) - len(missing))
+        if missing:
+            connect(experiment.cluster)
+            for _ in optimise_prompts(missing, num_gpus=min(1.0, experiment.cluster.gpus_per_worker)):
+                run.advance()
+
+    command = f"python jobs/train_diffuser.py {experiment.name}"
+    return Stage("optimised-prompts", "optimise-prompts", settings, work, command)
 
 
 def stage(workspace: Workspace, diffuser: str) -> Stage:
@@ -129,7 +176,10 @@ def training_of(workspace: Workspace, diffuser: str) -> DiffuserTraining:
     """Return the multi-task training of a diffuser with the experiment's settings, from new weights."""
     experiment, dataset = workspace.experiment, pretrain.checked_dataset(workspace)
     folder = pretrain.backbone_folder(workspace).resolve()
-    return diffuser_training(experiment, dataset, diffuser, folder, _config_of(folder, experiment.family))
+    training = diffuser_training(experiment, dataset, diffuser, folder, _config_of(folder, experiment.family))
+    if not DIFFUSERS[diffuser].learns_optimised_prompts:
+        return training
+    return dataclasses.replace(training, optimised_prompts=workspace.finished(optimised_prompts_stage(workspace)))
 
 
 @cache
@@ -147,15 +197,17 @@ def settings_of(training: DiffuserTraining) -> dict[str, object]:
     }
     if training.start_from is not None:
         settings["start_from"] = (training.start_from / "manifest.json").read_text()
+    if training.optimised_prompts is not None:
+        manifests = sorted(training.optimised_prompts.glob("task-*/manifest.json"))
+        settings["optimised_prompts"] = [manifest.read_text() for manifest in manifests]
     return settings
 
 
 def main(options: JobOptions) -> None:
     """Run the stages."""
     with Workspace(options) as workspace:
-        for diffuser in diffusers(workspace):
-            for each in stages(workspace, diffuser):
-                print(workspace.run(each) / "model")
+        for each in stages(workspace):
+            print(workspace.run(each))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ class Stage:
 
     name: str
     kind: str
-    """collect, pretrain, train-diffuser, few-shot, evaluate or sweep: its tag in MLflow."""
+    """collect, pretrain, optimise-prompts, train-diffuser, few-shot, evaluate or sweep: its tag in MLflow."""
     settings: dict[str, Any]
     """Everything its result depends on, with the fingerprints of what it reads."""
     work: Callable[["StageRun"], None]

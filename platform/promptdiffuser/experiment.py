@@ -16,6 +16,7 @@ from promptdiffuser.evaluation.protocol import ProtocolConfig, ValidationConfig
 from promptdiffuser.learning.backbone import BackboneLossConfig
 from promptdiffuser.learning.engine import OptimisationConfig
 from promptdiffuser.learning.guidance import GuidanceConfig
+from promptdiffuser.learning.optimised_prompts import OptimisedPromptsConfig
 from promptdiffuser.methods import METHODS
 from promptdiffuser.methods.config import AdaptationConfig
 from promptdiffuser.models.backbone import BackboneConfig
@@ -68,6 +69,8 @@ class DiffuserTrainingConfig:
     """Episodes of a task that its context is read from."""
     context_transitions: int = 8
     """Transitions of each of these episodes that the context sees."""
+    optimised_prompts: OptimisedPromptsConfig = field(default_factory=OptimisedPromptsConfig)
+    """How training prompts are tuned for the diffuser that learns from tuned ones."""
     multi_task: OptimisationConfig = field(default_factory=OptimisationConfig)
     few_shot: OptimisationConfig = field(default_factory=OptimisationConfig)
     held_out_episodes: int = 0

@@ -79,6 +79,8 @@ def few_shot_training(
         # The multi-task training has learnt the data's shape; every few-shot update is guided.
         guidance_start=0,
         held_out_episodes=experiment.diffuser.held_out_episodes,
+        # The few-shot stage learns from the target task's own prompts, as they are.
+        optimised_prompts=None,
         # A few episodes are one piece.
         rounds=dataclasses.replace(training.rounds, file_episodes=()),
     )

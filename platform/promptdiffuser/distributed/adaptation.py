@@ -2,10 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-import ray
-import torch
-
-from promptdiffuser.distributed.tasks import run_tasks
+from promptdiffuser.distributed.tasks import run_tasks, task_device
 from promptdiffuser.methods.cells import AdaptationCell
 from promptdiffuser.tracking.store import RunLog
 
@@ -25,7 +22,7 @@ def adapt_cells(
 
 def _adapt_cell(item: tuple[AdaptationCell, RunLog | None]) -> None:
     cell, run = item
-    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+    device = task_device()
     if run is None:
         cell.run(device)
         return

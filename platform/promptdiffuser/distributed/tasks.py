@@ -32,6 +32,11 @@ def run_tasks(
         yield item, result
 
 
+def task_device() -> torch.device:
+    """Return the device of the piece of work that calls it."""
+    return torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+
+
 def _work_on_one_thread(work: Callable[[Item], Result], item: Item) -> Result:
     # Ray leaves the number of threads to the worker process it happens to reuse, and sums depend on it in the last bit.
     torch.set_num_threads(1)

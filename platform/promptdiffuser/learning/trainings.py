@@ -38,6 +38,7 @@ from promptdiffuser.learning.model_folders import (
     save_backbone,
     save_diffuser,
 )
+from promptdiffuser.learning.optimised_prompts import with_optimised_prompts
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.models.denoiser import DenoiserConfig
 from promptdiffuser.tasks import get_family
@@ -155,6 +156,8 @@ class DiffuserTraining:
     start_from: Path | None = None
     held_out_episodes: int = 0
     """Last episodes that the updates do not see; the snapshot that is best on them becomes the model."""
+    optimised_prompts: Path | None = None
+    """Folder of tuned prompts that are learnt in the place of the episodes' own."""
 
     def normaliser(self) -> Normaliser:
         """Return the statistics saved with the backbone."""
@@ -181,6 +184,8 @@ class DiffuserTraining:
         """Build the diffuser and its task through the frozen backbone."""
         family = get_family(self.family)
         backbone, normaliser = load_backbone(self.backbone_folder, family, device)
+        if self.optimised_prompts is not None:
+            pool = with_optimised_prompts(pool, self.optimised_prompts)
         if self.start_from is None:
             space = PromptSpace.fit(normaliser, pool.prompts, family.horizon)
             diffuser = build_diffuser(

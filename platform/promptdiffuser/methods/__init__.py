@@ -41,6 +41,7 @@ METHODS: dict[str, Method] = {
         prompt_diffuser.WITH_CONTEXT,
         prompt_diffuser.MULTI_TASK,
         *prompt_diffuser.ABLATIONS,
+        prompt_diffuser.OPTIMISED,
         *zero_shot.METHODS,
         *best_of.METHODS,
         guided.METHOD,

@@ -11,6 +11,8 @@ class DiffuserVariant:
 
     sees_task_context: bool = False
     """Whether it sees few-shot transitions besides y = (returns-to-go, timesteps)."""
+    learns_optimised_prompts: bool = False
+    """Whether its multi-task training sees the outcome of tuning the training tasks' prompts in the place of these."""
     denoiser: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the denoiser's configuration that differ from the experiment's."""
     guidance: Mapping[str, Any] = field(default_factory=dict)
@@ -33,4 +35,5 @@ DIFFUSERS: dict[str, DiffuserVariant] = {
         guidance={"losses": "downstream", "projection": "sum", "project": "gradient", "match_norms": False},
     ),
     "context-sum": DiffuserVariant(sees_task_context=True, guidance=JOINT | {"projection": "sum"}),
+    "context-optimised": DiffuserVariant(sees_task_context=True, learns_optimised_prompts=True),
 }

@@ -2,7 +2,8 @@
 
 `prompt-diffuser` is the published method, conditioned on y = (returns-to-go, timesteps) of a few-shot prompt.
 `prompt-diffuser-context` also sees the transitions of the few-shot episodes, because y hardly tells tasks apart. The
-paper's ablation arms differ from it in the losses that its diffuser follows, in both stages.
+paper's ablation arms differ from it in the losses that its diffuser follows, in both stages; `-optimised` in the
+prompts that its diffuser learns.
 """
 
 from torch import Tensor
@@ -62,6 +63,12 @@ WITH_CONTEXT = Method(
 )
 MULTI_TASK = Method(
     "prompt-diffuser-multi-task", adapt, "task context, no training on the target task", diffuser="context"
+)
+OPTIMISED = Method(
+    "prompt-diffuser-optimised",
+    adapt,
+    "task context, learnt from tuned training prompts, no training on the target task",
+    diffuser="context-optimised",
 )
 ABLATIONS = tuple(
     Method(f"prompt-diffuser-{arm}", adapt, f"task context, {losses}", diffuser=f"context-{arm}", few_shot_updates=True)
