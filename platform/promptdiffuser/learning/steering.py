@@ -28,8 +28,9 @@ from promptdiffuser.models.backbone import PromptDT
 class SamplingGuidanceConfig(ScheduledWeight):
     """How the few-shot loss guides generation."""
 
-    weight: float = 0.1
-    """Weight of the step against the gradient at the last level; 0 is no guidance."""
+    weight: float = 0.3
+    """Weight of the step against the gradient at the last level; 0 is no guidance. Chosen on validation tasks, see
+    docs/guidance.md."""
     weight_schedule: str = "constant"
     """constant, linear or cosine: how the weight goes from `initial_weight` to `weight` over the levels, from the
     noisiest."""
