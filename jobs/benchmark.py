@@ -47,6 +47,15 @@ class BenchmarkOptions:
     """Names of the arms to run; all of them if none is named."""
     outputs: Path = Path("outputs")
     """Folder below which the experiment writes everything."""
+    dataset: str | None = None
+    """Dataset to use instead of the one that the benchmark collects; of its only family."""
+    backbone_checkpoint: Path | None = None
+    """Backbone folder to use instead of the one that the benchmark pre-trains; of its only family."""
+
+    def __post_init__(self) -> None:
+        """Refuse data or a backbone of one family for several."""
+        if len(self.benchmark.families) > 1 and (self.dataset or self.backbone_checkpoint):
+            raise ValueError("dataset and backbone_checkpoint are of one family; name one with --families")
 
 
 @dataclass(frozen=True)
@@ -189,8 +198,10 @@ def run_family(options: BenchmarkOptions, family: str) -> None:
     """Run the benchmark on one family and print its table."""
     benchmark = options.benchmark.of_arms(options.arms) if options.arms else options.benchmark
     title = f"{benchmark.name} {family}"
-    with Workspace(JobOptions(benchmark.base(family), options.outputs), title=title, kind="benchmark") as base:
-        base.run(collect.stage(base))
+    base_options = JobOptions(benchmark.base(family), options.outputs, options.dataset, options.backbone_checkpoint)
+    with Workspace(base_options, title=title, kind="benchmark") as base:
+        if options.dataset is None:
+            base.run(collect.stage(base))
         for variant in pretrain.variants(base):
             base.run(pretrain.stage(base, variant))
         cells = place(base, benchmark)
