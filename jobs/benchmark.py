@@ -205,6 +205,9 @@ def run_family(options: BenchmarkOptions, family: str) -> None:
         for variant in pretrain.variants(base):
             base.run(pretrain.stage(base, variant))
         cells = place(base, benchmark)
+        for each in cells:
+            for stage in train_diffuser.preparations(each.workspace):
+                each.workspace.run(stage)
         for name, find in (("denoising", denoising_trainings), ("diffusers", multi_task_trainings)):
             if trainings := find(cells):
                 base.run(trainings_stage(base, name, trainings))
