@@ -5,7 +5,7 @@ from collections.abc import Callable
 from promptdiffuser.experiment import Experiment
 from promptdiffuser.search.sweep import Sweep
 from promptdiffuser.tasks import FAMILIES
-from recipes.benchmarks import Benchmark, guidance_ablation
+from recipes.benchmarks import Benchmark, all_methods, guidance_ablation
 from recipes.published import LARGE, published_size
 from recipes.quickstart import quickstart
 from recipes.sweeps import quickstart_backbone, quickstart_generation, quickstart_guidance, quickstart_population
@@ -21,4 +21,7 @@ SWEEPS: dict[str, Callable[[], Sweep]] = {
     "quickstart-population": quickstart_population,
     "quickstart-backbone": quickstart_backbone,
 }
-BENCHMARKS: dict[str, Callable[[], Benchmark]] = {"guidance-ablation": guidance_ablation}
+BENCHMARKS: dict[str, Callable[[], Benchmark]] = {
+    "cheetah-vel-methods": all_methods,
+    "guidance-ablation": guidance_ablation,
+}

@@ -10,6 +10,7 @@ import tyro
 from promptdiffuser.errors import UserError
 from promptdiffuser.experiment import Experiment
 from promptdiffuser.learning.projection import PROJECTIONS
+from promptdiffuser.methods import METHODS
 from promptdiffuser.search.space import Value, apply
 from recipes.quickstart import quickstart
 
@@ -146,4 +147,19 @@ def guidance_ablation() -> Benchmark:
         reference="prompt-diffuser-multi-task",
         reference_arm="L_DM",
         arms=alone + joined,
+    )
+
+
+def all_methods() -> Benchmark:
+    """Every method on cheetah-vel with 5 few-shot episodes, five seeds, on the backbone of the ablation."""
+    base = banded_quickstart("cheetah-vel-methods")
+    multi_task = replace(base.diffuser.multi_task, steps=500)
+    return Benchmark(
+        name="cheetah-vel-methods",
+        experiment=replace(
+            base,
+            methods=tuple(METHODS),
+            collection=replace(base.collection, qualities=("expert", "medium", "random")),
+            diffuser=replace(base.diffuser, denoising_steps=600, guidance_start=0, multi_task=multi_task),
+        ),
     )
