@@ -43,7 +43,7 @@ class BanditConfig:
 
     episodes: int = 250
     """Episodes played in the target task (250 in the public code)."""
-    at_a_time: int = 10
+    at_a_time: int = 15
     """Episodes of a round, after which the reward model is fitted again (1 in the public code)."""
     slots: int = 1
     """Segments of a prompt; must divide the backbone's prompt length."""

@@ -18,7 +18,7 @@ from promptdiffuser.seeding import torch_generator
 class RankSearchConfig:
     """A search by ranks. "The author's code" is that of Prompt-Tuning DT (knight-fzq/mtdt at 595ccd5)."""
 
-    steps: int = 25
+    steps: int = 20
     """Updates (10 an outer iteration, repeated, in the author's code)."""
     perturbations: int = 15
     """Perturbations m that are ranked in one update."""
