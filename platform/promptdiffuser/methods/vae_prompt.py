@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from promptdiffuser.data.plans import Address, Planner
@@ -36,11 +37,11 @@ DEVIATION_FLOOR = 0.01
 class VaePromptConfig:
     """Network and training of the VAE."""
 
-    updates: int = 2_000
+    updates: int = 1_000
     """Updates on the training tasks' prompts."""
-    batch_size: int = 256
+    batch_size: int = 64
     """Prompts of one update."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """Peak step size of Adam; it rises over 10 % of the updates and then falls to 0."""
     latent: int = 16
     """Latent features."""
@@ -100,13 +101,15 @@ class PromptVAE(nn.Module):
     def negative_elbo(self, prompts: Segments, transitions_BMF: Tensor, noise_BL: Tensor) -> Tensor:
         """Return - log p(x | z, c) + KL(q(z | x, c) || N(0, I)) of each prompt (B,), in nats, for one z of each."""
         x_BX, condition_BC = self.space.encode(prompts), self._condition(prompts, transitions_BMF)
-        mean_BL, log_deviation_BL = self.encoder(torch.cat([x_BX, condition_BC], dim=-1)).chunk(2, dim=-1)
-        latent_BL = mean_BL + log_deviation_BL.exp() * noise_BL
+        mean_BL, spread_BL = self.encoder(torch.cat([x_BX, condition_BC], dim=-1)).chunk(2, dim=-1)
+        # Linear where it is large: an exponential makes one outlier's loss, and its gradient, infinite.
+        deviation_BL = F.softplus(spread_BL) + DEVIATION_FLOOR
+        latent_BL = mean_BL + deviation_BL * noise_BL
         deviation_X = DEVIATION_FLOOR + self.log_deviation_X.exp()
         decoded_BX = self.decoder(torch.cat([latent_BL, condition_BC], dim=-1))
         log_likelihood_B: Tensor = torch.distributions.Normal(decoded_BX, deviation_X).log_prob(x_BX).sum(1)
         # Kingma & Welling 2014, appendix B.
-        kl_B = 0.5 * (mean_BL.square() + (2 * log_deviation_BL).exp() - 1 - 2 * log_deviation_BL).sum(1)
+        kl_B = (0.5 * (mean_BL.square() + deviation_BL.square() - 1) - deviation_BL.log()).sum(1)
         negative_elbo_B: Tensor = kl_B - log_likelihood_B
         return negative_elbo_B
 
