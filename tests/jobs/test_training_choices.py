@@ -37,6 +37,7 @@ class Passed:
 
     experiment: Experiment
     options: SimpleNamespace
+    base: None = None
 
 
 def test_a_dataset_without_the_quality_that_a_method_asks_for_is_refused_first(
