@@ -10,6 +10,7 @@ from promptdiffuser.learning.trainings import BackboneTraining
 from promptdiffuser.methods.config import AdaptationConfig
 from promptdiffuser.methods.inputs import InputsSettings
 from promptdiffuser.models.backbone import BackboneConfig
+from promptdiffuser.tasks import get_family
 
 TASKS = (0, 1, 3, 5)
 STEPS = 12
@@ -32,5 +33,11 @@ def small_training(dataset: Dataset, rounds: RoundsConfig) -> BackboneTraining:
 
 def settings_of(protocol: ProtocolConfig, context_transitions: int = 0) -> InputsSettings:
     return InputsSettings(
-        "expert", protocol.few_shot, context_transitions, AdaptationConfig(), protocol.num_prompts, seed=0
+        "expert",
+        protocol.few_shot,
+        context_transitions,
+        AdaptationConfig(),
+        protocol.num_prompts,
+        protocol.targets(get_family("cheetah-vel"))[0],
+        seed=0,
     )

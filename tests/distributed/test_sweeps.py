@@ -25,7 +25,6 @@ from promptdiffuser.learning.backbone import BackboneLossConfig
 from promptdiffuser.learning.engine import OptimisationConfig
 from promptdiffuser.learning.guidance import GuidanceConfig
 from promptdiffuser.learning.trainings import make_resident, train
-from promptdiffuser.methods.inputs import InputsSettings
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.models.denoiser import DenoiserConfig
 from promptdiffuser.search.ledger import Ledger, Row
@@ -33,6 +32,7 @@ from promptdiffuser.search.space import Choices, Range, Space
 from promptdiffuser.search.sweep import Sweep
 from promptdiffuser.tracking.store import prepare
 from promptdiffuser.trainings import backbone_training
+from tests.distributed.small_training import settings_of
 
 CPU = torch.device("cpu")
 OPTIMISATION = OptimisationConfig(steps=6, learning_rate=1e-2, schedule="constant", checkpoint_every=3)
@@ -66,8 +66,7 @@ def plan_of(folder: Path, dataset: Dataset, backbone: Path, space: Space = SPACE
     sweep = Sweep("tiny", EXPERIMENT, space, **options)
     tracker = prepare(f"sqlite:///{folder}/mlflow.db", "tiny")
     protocol = dataclasses.replace(EXPERIMENT.evaluation, prompts=2, episodes_per_prompt=1)
-    settings = InputsSettings("expert", protocol.few_shot, 4, EXPERIMENT.adaptation, protocol.num_prompts, 0)
-    validation = Validation(sweep.method, dataset, settings, protocol, backbone)
+    validation = Validation(sweep.method, dataset, settings_of(protocol, 4), protocol, backbone)
     parent = tracker.run("tiny", "tiny", None, {"promptdiffuser.stage": "sweep"})
     return SweepPlan(
         Ledger(folder / "sweep", sweep), dataset, validation, backbone, EXPERIMENT.backbone, tracker, parent
