@@ -10,6 +10,7 @@ from promptdiffuser.errors import UserError
 from promptdiffuser.experiment import Experiment
 from promptdiffuser.methods import get_method
 from promptdiffuser.methods.adaptation import Method
+from promptdiffuser.methods.diffusers import DIFFUSERS
 from promptdiffuser.search.proposals import Proposer, Search
 from promptdiffuser.search.space import SWEPT, Space, check_space, grid
 
@@ -105,10 +106,20 @@ class Sweep:
         self.proposer()
 
     def _check_effect(self, method: Method) -> None:
-        """Refuse fields that decide nothing for the method."""
-        effective = SWEPT if method.diffuser else ("backbone", "pretraining", "adaptation")
+        """Refuse fields that decide nothing for the method, and a diffuser that trials cannot train."""
+        effective, fixed = {"backbone", "pretraining", "adaptation"}, set[str]()
+        if method.diffuser is not None:
+            variant, effective = DIFFUSERS[method.diffuser], set(SWEPT)
+            if variant.learns_optimised_prompts:
+                raise UserError(
+                    f"method {self.method} learns from prompts that are tuned in a stage of its own, which trials "
+                    "lack; sweep another method"
+                )
+            fixed = {f"denoiser.{name}" for name in variant.denoiser} | {
+                f"guidance.{name}" for name in variant.guidance
+            }
         for field in self.space:
-            is_idle = field.startswith("diffuser.few_shot.") and not method.few_shot_updates
+            is_idle = field in fixed or (field.startswith("diffuser.few_shot.") and not method.few_shot_updates)
             if is_idle or field.split(".")[0] not in effective:
                 raise UserError(f"the space names {field!r}, which decides nothing for method {self.method}")
 
