@@ -12,7 +12,12 @@ def _short(steps: int, guidance_start: int) -> Experiment:
     """Return the quickstart with a shorter training of the diffuser; the backbone is the quickstart's."""
     base = quickstart()
     multi_task = replace(base.diffuser.multi_task, steps=steps, checkpoint_every=100)
-    return replace(base, diffuser=replace(base.diffuser, multi_task=multi_task, guidance_start=guidance_start))
+    return replace(
+        base,
+        # The downstream loss is nearly all of a trial's time.
+        guidance=replace(base.guidance, batch_size=16),
+        diffuser=replace(base.diffuser, multi_task=multi_task, guidance_start=guidance_start),
+    )
 
 
 def quickstart_guidance() -> Sweep:
