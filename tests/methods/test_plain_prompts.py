@@ -226,7 +226,7 @@ def test_training_of_the_vae_is_reported(make_inputs: MakeInputs) -> None:
     METHODS["vae-prompt"].adapt(inputs)
     (history,) = histories
     assert history[-1]["step"] == inputs.config.vae_prompt.updates
-    assert np.isfinite(history[-1]["training/negative_elbo"])
+    assert np.isfinite(history[-1]["train/negative_elbo"])
 
 
 @pytest.mark.parametrize(

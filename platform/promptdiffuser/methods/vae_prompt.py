@@ -162,7 +162,7 @@ def trained_vae(inputs: AdaptationInputs, pool: PromptPool, num_context: int) ->
     for step in range(1, config.updates + 1):
         metrics = engine.advance()
         if step % LOG_EVERY == 0 or step == config.updates:
-            history.append({"step": step} | {f"training/{name}": value for name, value in metrics.items()})
+            history.append({"step": step} | {f"train/{name}": value for name, value in metrics.items()})
     inputs.on_history(history)
     return vae
 
