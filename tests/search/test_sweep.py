@@ -38,6 +38,7 @@ POPULATION = {"stopping": "population", "score_every": 10, "search": "random", "
         (POPULATION | {"space": {"diffusion.steps": Choices((3, 5))}}, ("diffusion.steps", "guidance.weight")),
         (POPULATION | {"trials": 5}, ("population", "trials")),
         ({"concurrency": -1}, ("concurrency", "-1")),
+        ({"method": "prompt-diffuser-optimised"}, ("prompt-diffuser-optimised", "prompt-diffuser-multi-task")),
     ],
 )
 def test_an_impossible_sweep_is_refused_by_name(changes: dict[str, Any], words: tuple[str, ...]) -> None:

@@ -32,9 +32,11 @@ PROMPTS = "prompts"
 class OptimisedPromptsConfig(TuningConfig):
     """How the prompts of a training task are tuned before a diffuser learns from them."""
 
+    steps: int = 60
+    """Updates of AdamW at most; the best state on the held-out episodes is used."""
     learning_rate: float = 0.03
     """Step size of AdamW, constant."""
-    prompts: int = 30
+    prompts: int = 10
     """Prompts of each training task that are tuned, those of its first episodes; they stand in for the others."""
 
     def __post_init__(self) -> None:

@@ -101,6 +101,11 @@ class Sweep:
             grid(self.space)
         elif not (self.trials or self.trial_hours or self.environment_steps):
             raise UserError(f"search {self.search} has no end; set trials, trial_hours or environment_steps")
+        if method.diffuser and DIFFUSERS[method.diffuser].learns_optimised_prompts:
+            raise UserError(
+                f"method {self.method} learns from tuned prompts, which trials do not make; sweep "
+                "prompt-diffuser-multi-task, whose diffuser learns alike"
+            )
         self._check_effect(method)
         self._check_stopping(method)
         self.proposer()
