@@ -109,7 +109,7 @@ def banded_quickstart(name: str) -> Experiment:
         name=name,
         backbone=replace(base.backbone, attention="banded", history=3),
         pretraining=replace(pretraining, loss=replace(pretraining.loss, batch_size=16)),
-        guidance=replace(base.guidance, batch_size=4),
+        guidance=replace(base.guidance, batch_size=32, window_steps=20),
         evaluation=replace(base.evaluation, prompts=16, episodes_per_prompt=2),
     )
 

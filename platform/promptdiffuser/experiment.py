@@ -190,6 +190,12 @@ class Experiment:
                 f"backbone.history ({self.backbone.history}) must fit the horizon of {family.name} ({family.horizon}) "
                 f"and backbone.prompt_length ({self.backbone.prompt_length}) must be below it"
             )
+        longest = self.backbone.window_steps or family.horizon
+        if self.guidance.window_steps > longest:
+            raise ValueError(
+                f"guidance.window_steps ({self.guidance.window_steps}) must not exceed the {longest} steps that the "
+                "backbone is trained on"
+            )
         if self.evaluation.horizon > family.horizon:
             raise ValueError(
                 f"evaluation.horizon ({self.evaluation.horizon}) must not exceed the horizon of {family.name} "

@@ -61,7 +61,7 @@ def diffuser_training(
         context_transitions=experiment.diffuser.context_transitions,
         optimisation=experiment.diffuser.multi_task,
         prompt_length=backbone.prompt_length,
-        window_steps=backbone.window_steps,
+        window_steps=experiment.guidance.window_steps or backbone.window_steps,
         dataset_digest=dataset.manifest.digest,
         rounds=rounds_of(dataset, experiment),
     )

@@ -89,6 +89,9 @@ class GuidanceConfig(ScheduledWeight):
     minibatches, 0 the present one."""
     batch_size: int = 64
     """History windows, each with a generated prompt, in the downstream loss of one update."""
+    window_steps: int = 0
+    """Steps of these windows; 0 is what the backbone was trained on. A backbone with banded attention was trained on
+    whole episodes, but shorter windows show as many actions behind more prompts; their first steps see less history."""
     accumulation: int = 1
     """Pieces that a worker cuts its part of that batch into, to need less memory; their gradients are added up."""
     precision: Precision = "auto"
@@ -113,8 +116,9 @@ class GuidanceConfig(ScheduledWeight):
         for name in ("batch_size", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"guidance.{name} must be at least 1, got {getattr(self, name)}")
-        if self.path_steps < 0:
-            raise ValueError(f"guidance.path_steps must not be negative, got {self.path_steps}")
+        for name in ("path_steps", "window_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"guidance.{name} must not be negative, got {getattr(self, name)}")
         if self.path_steps and self.path != "chain":
             raise ValueError("guidance.path_steps needs guidance.path chain, a single prediction has no steps")
         check_precision("guidance.precision", self.precision)
