@@ -45,8 +45,9 @@ class AdaptationCell:
 
     def run(self, device: torch.device, on_history: Callable[[History], None] = lambda history: None) -> None:
         """Adapt and write the result."""
-        backbone, normaliser = load_backbone(self.backbone_folder, self.dataset.family, device)
-        builder = InputsBuilder(self.dataset, backbone, normaliser, self.settings)
+        # Data are normalised before they are moved to the device.
+        backbone, normaliser = load_backbone(self.backbone_folder, self.dataset.family, torch.device("cpu"))
+        builder = InputsBuilder(self.dataset, backbone.to(device), normaliser, self.settings)
         inputs = builder.inputs(self.task, self.folder, self.diffuser_folder, self.few_shot_training, on_history)
         save_adaptation(self.result, adapt(get_method(self.method), inputs), backbone)
 
