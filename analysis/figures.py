@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from analysis.aggregates import performance_profile
 from analysis.intervals import task_interval
-from analysis.runs import EXPERT, TRAINING_PREFIXES
+from analysis.runs import EXPERT, TRAINING
 
 # Order of appearance everywhere, and one colour a method (Okabe and Ito's palette, told apart with
 # any colour vision; its lightest colours darkened until they have the contrast of 3:1 that WCAG asks of graphics).
@@ -65,7 +65,7 @@ def method_colours(methods: Sequence[str]) -> dict[str, str]:
 
 def learning_curves(metrics: pd.DataFrame) -> Figure:
     """Draw every metric of training by step, a panel for each stage and key."""
-    training = metrics[metrics["key"].str.startswith(TRAINING_PREFIXES) & np.isfinite(metrics["value"])]
+    training = metrics[metrics["key"].str.startswith(TRAINING) & np.isfinite(metrics["value"])]
     panels = list(training.groupby(["stage", "key"], sort=False))
     columns = min(3, max(1, len(panels)))
     rows = max(1, ceil(len(panels) / columns))
@@ -76,7 +76,7 @@ def learning_curves(metrics: pd.DataFrame) -> Figure:
             _draw_curve(axes, curve, RUN_COLOURS[index % len(RUN_COLOURS)], str(run))
         if _spans_decades(points["value"]):
             axes.set_yscale("log")
-        style_axes(axes, f"{stage}: {str(key).partition('/')[2]}")
+        style_axes(axes, f"{stage}: {str(key).removeprefix(TRAINING)}")
         axes.set_xlabel("step", color=QUIET_INK)
         if points["run"].nunique() > 1:
             axes.legend(frameon=False, fontsize=7)

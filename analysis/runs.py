@@ -23,7 +23,7 @@ STAGES = ("collect", "pretrain", "train-diffuser", "few-shot", "adapt", "evaluat
 PARENT_STAGE = "experiment"
 EXPERT = "expert"
 INSIDE = "prompts_inside.json"
-TRAINING_PREFIXES = ("train/", "training/")
+TRAINING = "train/"
 """What the keys of training metrics start with."""
 # SQLite keeps an infinite metric as the largest finite double.
 _STORED_INFINITY = 1.7e308

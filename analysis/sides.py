@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from analysis.runs import (
     PARENT_STAGE,
-    TRAINING_PREFIXES,
+    TRAINING,
     ExperimentResults,
     experiment_of,
     load_experiment,
@@ -23,7 +23,7 @@ from analysis.runs import (
 )
 from promptdiffuser.errors import UserError
 from promptdiffuser.methods.backbones import PROMPTED
-from promptdiffuser.tracking.names import METHOD_TAG, PARENT_TAG, STAGE_TAG
+from promptdiffuser.tracking.names import COMMIT_TAG, DIRTY_TAG, METHOD_TAG, PARENT_TAG, STAGE_TAG, VERSION_TAG
 from promptdiffuser.tracking.store import connect, flatten
 
 METHOD_STAGE = "method"
@@ -31,8 +31,7 @@ SEED = "seed"
 DATASET = "dataset digest"
 NOT_RECORDED = "not recorded"
 _OWN_TAGS = ("mlflow.", "promptdiffuser.")
-_VERSION = "promptdiffuser.version."
-_COMMIT_TAGS = {"mlflow.source.git.commit": "commit", "promptdiffuser.dirty": "uncommitted changes"}
+_COMMIT_TAGS = {COMMIT_TAG: "commit", DIRTY_TAG: "uncommitted changes"}
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ def _versions(run: Run) -> dict[str, str]:
     """Return what a run was made with: commit, versions, and tags that somebody gave it."""
     tags = run.data.tags
     given = {key: value for key, value in tags.items() if not key.startswith(_OWN_TAGS)}
-    packages = {key.removeprefix(_VERSION): value for key, value in tags.items() if key.startswith(_VERSION)}
+    packages = {key.removeprefix(VERSION_TAG): value for key, value in tags.items() if key.startswith(VERSION_TAG)}
     return given | packages | {name: tags[key] for key, name in _COMMIT_TAGS.items() if key in tags}
 
 
@@ -231,7 +230,7 @@ def _side(name: str, group: list[_Training]) -> Side:
     curves = pd.concat(
         [training.results.metrics.assign(training_seed=seed) for training, seed in zip(group, seeds, strict=True)]
     )
-    is_curve = curves["key"].str.startswith(TRAINING_PREFIXES) & curves["run"].isin(first.trained)
+    is_curve = curves["key"].str.startswith(TRAINING) & curves["run"].isin(first.trained)
     return Side(
         name=name,
         title=title,
