@@ -17,7 +17,9 @@ class AdaptersConfig(TuningConfig):
     """Settings of adapters."""
 
     learning_rate: float = 1e-3
+    """Step size of AdamW, constant."""
     batch_steps: int = 640
+    """Steps of history in one update, in windows: 32 of 20 steps."""
     bottleneck: int = 16
     """Features between the two layers of an adapter."""
 

@@ -18,8 +18,11 @@ class FineTuningConfig(TuningConfig):
     """Settings of fine-tuning and fine-tuning-whole-task."""
 
     learning_rate: float = 1e-4
+    """Step size of AdamW, constant."""
     weight_decay: float = 1e-4
+    """AdamW's decoupled weight decay, as in the public code."""
     batch_steps: int = 640
+    """Steps of history in one update, in windows: 32 of 20 steps."""
 
 
 def adapt(inputs: AdaptationInputs) -> Adaptation:

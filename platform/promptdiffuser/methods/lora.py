@@ -14,7 +14,9 @@ class LoraConfig(TuningConfig):
     """Settings of lora."""
 
     learning_rate: float = 1e-3
+    """Step size of AdamW, constant."""
     batch_steps: int = 640
+    """Steps of history in one update, in windows: 32 of 20 steps."""
     rank: int = 4
     """Rank of the change of a weight matrix."""
     alpha: float = 8.0

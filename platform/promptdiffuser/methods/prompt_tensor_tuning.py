@@ -18,6 +18,7 @@ class PromptTensorTuningConfig(TuningConfig):
     """Settings of prompt-tensor-tuning."""
 
     learning_rate: float = 0.03
+    """Step size of AdamW, constant."""
 
 
 def adapt(inputs: AdaptationInputs) -> Adaptation:

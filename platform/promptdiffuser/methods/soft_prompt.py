@@ -23,6 +23,7 @@ class SoftPromptConfig(TuningConfig):
     """Settings of soft-prompt."""
 
     learning_rate: float = 0.03
+    """Step size of AdamW, constant."""
     initial: Literal["few-shot", "normal"] = "few-shot"
     """few-shot: each begins as an embedded few-shot prompt. normal: random, with deviation 0.02."""
 
