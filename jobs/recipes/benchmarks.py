@@ -109,7 +109,7 @@ def banded_quickstart(name: str) -> Experiment:
         name=name,
         backbone=replace(base.backbone, attention="banded", history=3),
         pretraining=replace(pretraining, loss=replace(pretraining.loss, batch_size=16)),
-        guidance=replace(base.guidance, batch_size=32, window_steps=20),
+        guidance=replace(base.guidance, batch_size=16, window_steps=20),
         evaluation=replace(base.evaluation, prompts=16, episodes_per_prompt=2),
     )
 
@@ -117,7 +117,7 @@ def banded_quickstart(name: str) -> Experiment:
 def guidance_ablation() -> Benchmark:
     """Every way of joining L_DM and L_DT x lambda x raw or norm-matched, on a context diffuser, five seeds."""
     base = banded_quickstart("guidance-ablation")
-    multi_task = replace(base.diffuser.multi_task, steps=150, checkpoint_every=150, average_decay=0.95)
+    multi_task = replace(base.diffuser.multi_task, steps=100, checkpoint_every=100, average_decay=0.95)
     downstream = (("guidance.losses", "downstream"), ("guidance.projection", "sum"), ("guidance.match_norms", False))
     alone = (
         Arm("L_DM", (("guidance.weight", 0.0),)),
@@ -153,7 +153,7 @@ def guidance_ablation() -> Benchmark:
 def all_methods() -> Benchmark:
     """Every method on cheetah-vel with 5 few-shot episodes, five seeds, on the backbone of the ablation."""
     base = banded_quickstart("cheetah-vel-methods")
-    multi_task = replace(base.diffuser.multi_task, steps=500)
+    multi_task = replace(base.diffuser.multi_task, steps=800)
     return Benchmark(
         name="cheetah-vel-methods",
         experiment=replace(
