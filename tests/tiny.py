@@ -55,9 +55,9 @@ def run_pipeline(folder: Path, methods: Sequence[str] = METHODS) -> str:
 
 
 def results(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return what summary.json says of each method, without the seconds, which differ from run to run."""
+    """Return what summary.json says of each method, without seconds and memory, which differ from run to run."""
     summary = json.loads((folder / "quickstart" / "summary.json").read_text())
     return {
-        method: {key: value for key, value in result.items() if not key.startswith("seconds")}
+        method: {key: value for key, value in result.items() if not key.startswith(("seconds", "memory"))}
         for method, result in summary["methods"].items()
     }

@@ -30,7 +30,7 @@ def test_every_stage_leaves_its_results(tiny_run: Path) -> None:
     summary = json.loads((tiny_run / "quickstart" / "summary.json").read_text())
     assert summary["tasks"] == {str(task): FAMILY.label(task) for task in FAMILY.test_tasks}
     assert (summary["caution"], summary["has_success"]) == ("", False)
-    assert summary["protocol"]["few_shot"] == {"episodes": 5, "quality": "expert", "returns": "any"}
+    assert summary["protocol"]["few_shot"] == {"episodes": 5, "quality": "expert", "returns": "any", "draw": 0}
     for stage, name in INSIDE.items():
         (inside,) = (tiny_run / "quickstart").glob(f"{stage}-*/prompts_inside.json")
         measures = json.loads(inside.read_text())[name]
@@ -50,7 +50,7 @@ def test_mlflow_has_one_parent_and_a_child_a_stage(tiny_run: Path) -> None:
     assert children["pretrain"].inputs.dataset_inputs[0].dataset.digest
     for run in runs:
         assert {run.data.tags[f"promptdiffuser.{name}"] for name in ("family", "seed")} == {"cheetah-vel", "0"}
-    assert children["diffuser-prompt-diffuser-context"].data.tags["promptdiffuser.method"] == "prompt-diffuser-context"
+    assert children["diffuser-context"].data.tags["promptdiffuser.method"] == "context"
     steps = logged_steps(tiny_run)
     assert steps == sorted(set(steps))
     assert steps[-1] == 60
@@ -84,7 +84,7 @@ def test_a_killed_driver_and_ctrl_c_lose_nothing(tiny_run: Path, tmp_path: Path)
     assert process.returncode == 130, output
     assert not (tmp_path / "quickstart" / "summary.json").exists()
 
-    assert tiny.run_pipeline(tmp_path, tiny.WITHOUT_DIFFUSER).count("done before") == 2
+    assert tiny.run_pipeline(tmp_path, tiny.WITHOUT_DIFFUSER).count("done before") == 3
     assert tiny.results(tmp_path)["prompt-dt"] == tiny.results(tiny_run)["prompt-dt"]
     broken, unbroken = (next(folder.glob("quickstart/pretrain-*")) for folder in (tmp_path, tiny_run))
     assert (broken / "model/weights.safetensors").read_bytes() == (unbroken / "model/weights.safetensors").read_bytes()
