@@ -50,7 +50,6 @@ def run_population(plan: SweepPlan, pool: RolloutPool, concurrency: int, gpus: f
             tune_config=ray.tune.TuneConfig(
                 scheduler=_scheduler(sweep.space, sweep.score_every),
                 max_concurrent_trials=concurrency,
-                reuse_actors=True,
                 trial_name_creator=lambda trial: trial_name(trial.config["member"]["number"]),
                 trial_dirname_creator=lambda trial: trial_name(trial.config["member"]["number"]),
             ),

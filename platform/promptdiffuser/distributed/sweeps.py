@@ -92,7 +92,7 @@ def _run_trials(plan: SweepPlan, pool: RolloutPool, concurrency: int) -> None:
     ray.tune.Tuner(
         ray.tune.with_resources(trainable, resources),
         tune_config=ray.tune.TuneConfig(
-            search_alg=_Numbers(plan.ledger), num_samples=-1, max_concurrent_trials=concurrency, reuse_actors=True
+            search_alg=_Numbers(plan.ledger), num_samples=-1, max_concurrent_trials=concurrency
         ),
         run_config=ray.tune.RunConfig(
             name="trials",
