@@ -30,7 +30,6 @@ POPULATION = {"stopping": "population", "score_every": 10, "search": "random", "
         ({"search": "random"}, ("no end", "trials")),
         ({"space": {"guidance.weight": Range(0.0, 1.0)}}, ("guidance.weight", "range")),
         ({"method": "prompt-dt"}, ("guidance.weight", "prompt-dt")),
-        ({"method": "prompt-diffuser-optimised"}, ("prompt-diffuser-optimised", "stage of its own")),
         ({"space": {"diffuser.few_shot.steps": Choices((1, 2))}}, ("diffuser.few_shot.steps", "nothing")),
         ({"stopping": "asha"}, ("asha", "score_every")),
         ({"search": "nsga2", "trials": 4, "stopping": "asha", "score_every": 10}, ("nsga2", "stopping none")),

@@ -111,15 +111,10 @@ class Sweep:
         self.proposer()
 
     def _check_effect(self, method: Method) -> None:
-        """Refuse fields that decide nothing for the method, and a diffuser that trials cannot train."""
+        """Refuse fields that decide nothing for the method."""
         effective, fixed = {"backbone", "pretraining", "adaptation"}, set[str]()
         if method.diffuser is not None:
             variant, effective = DIFFUSERS[method.diffuser], set(SWEPT)
-            if variant.learns_optimised_prompts:
-                raise UserError(
-                    f"method {self.method} learns from prompts that are tuned in a stage of its own, which trials "
-                    "lack; sweep another method"
-                )
             fixed = {f"denoiser.{name}" for name in variant.denoiser} | {
                 f"guidance.{name}" for name in variant.guidance
             }
