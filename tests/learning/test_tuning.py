@@ -14,7 +14,7 @@ from promptdiffuser.data.windows import PromptPool, ResidentEpisodes
 from promptdiffuser.learning.backbone import freeze
 from promptdiffuser.learning.model_folders import build_backbone
 from promptdiffuser.learning.trainings import BackboneTraining, make_resident
-from promptdiffuser.learning.tuning import FewShotTuning, TuningConfig, tune
+from promptdiffuser.learning.tuning import FewShotTuning, TuningConfig, tune, window_planner
 from promptdiffuser.models.backbone import PromptDT
 from tests.learning.small_backbone import CPU, FAMILY, short_episodes, small_training
 
@@ -77,6 +77,15 @@ def test_each_prompts_loss_is_that_of_its_own_windows(few_shot: FewShot) -> None
             tokens = next(iter(task.model.parameters()))[[prompt]]
             errors.append((backbone(history, tokens) - history.actions).square()[0])
         assert loss.detach().item() == pytest.approx(torch.cat(errors).mean().item(), rel=1e-5)
+
+
+def test_windows_may_be_shorter_and_are_never_longer_than_the_backbone_knows(few_shot: FewShot) -> None:
+    backbone, _, pool = few_shot
+    trained = backbone.config.window_steps or int(pool.index.lengths.max())
+    for asked, found in ((3, 3), (0, trained), (100, trained)):
+        planner = window_planner(backbone, pool.index, 12, PROMPTS, ("test",), asked)
+        assert planner.at(0).window_steps == found
+        assert planner.batch_size == PROMPTS * max(1, 12 // found)
 
 
 def test_updates_see_the_first_episodes_and_held_out_losses_the_last(few_shot: FewShot) -> None:
@@ -176,6 +185,7 @@ def test_bad_settings_are_refused_by_name() -> None:
         "batch_steps": 0,
         "check_every": 0,
         "held_out_episodes": -1,
+        "window_steps": -1,
         "learning_rate": 0.0,
         "weight_decay": -1.0,
         "precision": "fp8",

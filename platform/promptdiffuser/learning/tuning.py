@@ -40,6 +40,9 @@ class TuningConfig:
     """AdamW's decoupled weight decay."""
     batch_steps: int = 40
     """Steps of history in one update, of every prompt where prompts are tuned, in windows; one window at least."""
+    window_steps: int = 0
+    """Steps of a window; 0 is what the backbone was trained on, and never more. With banded attention that is whole
+    episodes; shorter windows take less time, and their first steps see less history."""
     held_out_episodes: int = 1
     """Last few-shot episodes that the updates do not see and the number of updates is chosen on; 0 takes the last
     state. At least one episode is always seen, so a set of one episode holds out none."""
@@ -53,8 +56,9 @@ class TuningConfig:
         for name in ("steps", "batch_steps", "check_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.held_out_episodes < 0:
-            raise ValueError(f"held_out_episodes must not be negative, got {self.held_out_episodes}")
+        for name in ("held_out_episodes", "window_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate}")
         if not 0 <= self.weight_decay < math.inf:
@@ -78,12 +82,16 @@ class TuningConfig:
 
 
 def window_planner(
-    backbone: PromptDT, index: EpisodeIndex, batch_steps: int, num_groups: int, address: Address
+    backbone: PromptDT, index: EpisodeIndex, batch_steps: int, num_groups: int, address: Address, window_steps: int = 0
 ) -> Planner:
-    """Return what draws windows of about `batch_steps` steps in all, one at least, for each of some groups."""
-    size = backbone.config.window_steps
-    per_group = max(1, batch_steps // (size or int(index.lengths.max())))
-    return Planner(index, num_groups * per_group, size, address)
+    """Return what draws windows of about `batch_steps` steps in all, one at least, for each of some groups.
+
+    A window has `window_steps` steps; with 0, and at most, what the backbone was trained on.
+    """
+    longest = backbone.config.window_steps or int(index.lengths.max())
+    size = min(window_steps or longest, longest)
+    steps = backbone.config.window_steps if size == longest else size
+    return Planner(index, num_groups * max(1, batch_steps // size), steps, address)
 
 
 def action_losses(backbone: PromptDT, history: Segments, prompts: Prompt, num_groups: int) -> Tensor:
@@ -124,7 +132,7 @@ class FewShotTuning:
         self.index, self.config, self.address, self.num_prompts = index, config, address, num_prompts
         self.memory: dict[str, Tensor] = {}
         seen = index.select(slice(config.num_seen(len(index))))
-        self.planner = window_planner(backbone, seen, config.batch_steps, self.num_groups, address)
+        self.planner = window_planner(backbone, seen, config.batch_steps, self.num_groups, address, config.window_steps)
 
     @property
     def num_groups(self) -> int:

@@ -31,6 +31,8 @@ class PromptTuningDTConfig(RankSearchConfig):
     batch_steps: int = 40
     """Steps of history that a perturbation is scored on, in windows; one window at least. All perturbations of a prompt
     in one update see the same (two batches of 256 windows of 5 steps in the author's code)."""
+    window_steps: int = 0
+    """Steps of a window; 0 is what the backbone was trained on, and never more."""
     precision: Precision = "auto"
     """Number format of the backbone's products."""
 
@@ -39,6 +41,8 @@ class PromptTuningDTConfig(RankSearchConfig):
         super().__post_init__()
         if self.batch_steps < 1:
             raise ValueError(f"batch_steps must be at least 1, got {self.batch_steps}")
+        if self.window_steps < 0:
+            raise ValueError(f"window_steps must not be negative, got {self.window_steps}")
         check_precision("precision", self.precision)
 
 
@@ -69,7 +73,7 @@ def adapt(inputs: AdaptationInputs) -> Adaptation:
     config, windows, index = inputs.config.prompt_tuning_dt, inputs.few_shot.windows, inputs.few_shot.pool.index
     backbone, start = inputs.backbone, inputs.few_shot_prompts()
     address = (inputs.seed, OFFLINE.name, inputs.task)
-    planner = window_planner(backbone, index, config.batch_steps, inputs.num_prompts, address)
+    planner = window_planner(backbone, index, config.batch_steps, inputs.num_prompts, address, config.window_steps)
     num_candidates = inputs.num_prompts * config.perturbations
     per_candidate = planner.batch_size // inputs.num_prompts
 
