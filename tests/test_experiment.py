@@ -1,5 +1,6 @@
 """The experiment object: it survives JSON, and refuses what cannot work by naming the field."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -49,6 +50,37 @@ def test_every_recipe_survives_json(pytestconfig: pytest.Config, monkeypatch: py
         # The public batch: 16 windows of every training task, at most 720 (45 tasks).
         if experiment.name in FAMILIES:
             assert experiment.pretraining.loss.batch_size == min(16 * len(get_family(experiment.name).train_tasks), 720)
+
+
+def test_a_benchmark_is_one_experiment_a_seed_and_arm_on_equal_terms(
+    pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(pytestconfig.rootpath / "jobs")
+    from recipes import BENCHMARKS
+
+    for make in BENCHMARKS.values():
+        benchmark = make()
+        cells = list(benchmark.cells("cheetah-vel"))
+        assert len(cells) == len(benchmark.arms) * 5
+        for cell in cells:
+            assert cell.experiment.seed == cell.experiment.evaluation.few_shot.draw == cell.seed > 0
+            assert cell.experiment.evaluation.few_shot.episodes == cell.few_shot_episodes == 5
+            # What is not the arm's or the seed's is the base's, the backbone above all.
+            assert cell.experiment.backbone == benchmark.experiment.backbone
+            assert Experiment.from_json(cell.experiment.to_json()) == cell.experiment
+    ablation = BENCHMARKS["guidance-ablation"]().of_arms(["basis raw 5", "L_DM"])
+    by_arm = {cell.arm: cell.experiment.guidance for cell in ablation.cells("cheetah-vel")}
+    assert by_arm["L_DM"].weight == 0
+    basis = by_arm["basis raw 5"]
+    assert (basis.projection, basis.weight, basis.match_norms) == ("basis", 5.0, False)
+    with pytest.raises(UserError, match="no arm 'L_DX'; its arms are 'L_DM'"):
+        ablation.of_arms(["L_DX"])
+    with pytest.raises(ValueError, match="seeds must be above 0, got 0"):
+        dataclasses.replace(ablation, seeds=(0, 1))
+    with pytest.raises(ValueError, match="seeds must name each value once"):
+        dataclasses.replace(ablation, seeds=(1, 1))
+    with pytest.raises(ValueError, match="reference_arm 'L_DM' is not among the arms"):
+        ablation.of_arms(["basis raw 5"])
 
 
 def test_changed_values_survive_json() -> None:
@@ -137,9 +169,11 @@ IMPOSSIBLE = {
     "guidance__energy": [0.0, 1.1, float("nan")],
     "guidance__memory_decay": [-0.1, 1.0, float("nan")],
     "guidance__batch_size": [0],
+    "guidance__window_steps": [-1, 21],
     "guidance__precision": ["fp8"],
     "diffuser__batch_size": [0],
     "diffuser__guidance_start": [-1],
+    "diffuser__denoising_steps": [-1],
     "diffuser__context_episodes": [0],
     "diffuser__context_transitions": [0],
     "diffuser__multi_task__steps": [0],
@@ -153,6 +187,7 @@ IMPOSSIBLE = {
     "evaluation__target_returns": [[1.0, 1.0]],
     "evaluation__few_shot__quality": ["superb", "medium"],
     "evaluation__few_shot__returns": ["best"],
+    "evaluation__few_shot__draw": [-1],
     "diffuser__few_shot__snapshot_every": [10],
     "diffuser__held_out_episodes": [-1],
     "guidance__accumulation": [0],

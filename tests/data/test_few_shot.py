@@ -75,6 +75,17 @@ def test_choice_equals_a_sorted_list(returns: list[float], wanted: int, which: s
     assert rows == sorted(expected)
 
 
+def test_draws_are_sets_of_their_own() -> None:
+    returns = [float(number) for number in range(12)]
+    drawn = [chosen(returns, FewShotConfig(episodes=4, draw=draw)) for draw in range(6)]
+    assert drawn[0] == [0, 1, 2, 3]
+    assert all(len(set(rows)) == 4 for rows in drawn)
+    assert len({tuple(rows) for rows in drawn}) == 6
+    assert chosen(returns, FewShotConfig(episodes=4, draw=3)) == drawn[3]
+    with pytest.raises(ValueError, match=r"few_shot\.draw 1 needs few_shot\.returns any"):
+        FewShotConfig(draw=1, returns="low")
+
+
 def test_set_of_no_episodes_is_refused() -> None:
     with pytest.raises(ValueError, match=r"few_shot\.episodes must be at least 1, got 0"):
         FewShotConfig(episodes=0)

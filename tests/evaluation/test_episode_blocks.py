@@ -14,6 +14,7 @@ from promptdiffuser.evaluation.blocks import (
     EPISODES_PER_BLOCK,
     LEARNED_LOCKSTEP,
     SCRIPTED_LOCKSTEP,
+    BlockOfMany,
     CollectBlock,
     collect_blocks,
     evaluation_blocks,
@@ -151,6 +152,19 @@ def test_blocks_hold_every_episode_once_and_mix_tasks_but_neither_methods_nor_ba
     )
     pd.testing.assert_series_equal(own, as_alone)
     assert not np.allclose(own, other)
+
+
+def test_a_block_of_many_evaluations_is_played_by_its_own_policies(policies: AdaptedPolicies) -> None:
+    blocks = [
+        evaluation_blocks(PROTOCOL.requests(FAMILY, [method], [7]), PROTOCOL, policies)[0]
+        for method in ("prompt-dt", "other-task-prompt")
+    ]
+    others = dataclasses.replace(policies, policies={"prompt-dt": policies.policies["other-task-prompt"]})
+    stepper = EpisodeStepper(FAMILY)
+    first, second = (BlockOfMany(place, blocks[0]).run(stepper, [policies, others])["return"] for place in range(2))
+    pd.testing.assert_series_equal(first, blocks[0].run(stepper, policies)["return"])
+    pd.testing.assert_series_equal(second, blocks[1].run(stepper, policies)["return"])
+    assert not np.allclose(first, second)
 
 
 @pytest.mark.parametrize(
