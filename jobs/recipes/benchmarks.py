@@ -18,6 +18,11 @@ LAMBDAS = (0.2, 1.0, 5.0, 25.0, 125.0)
 """Guidance weights of the ablation; the paper has 1."""
 
 
+WINDOW_STEPS = 20
+TUNED = ("prompt_tensor_tuning", "soft_prompt", "prompt_tuning_dt", "adapters", "lora", "fine_tuning")
+"""Methods whose few-shot loss looks at windows."""
+
+
 @dataclass(frozen=True)
 class Arm:
     """Settings that differ from the benchmark's own."""
@@ -100,16 +105,19 @@ class Benchmark:
 def banded_quickstart(name: str) -> Experiment:
     """Return the quickstart on a backbone with banded attention, which evaluates five times as fast.
 
-    On the quickstart's data it gets the same returns (docs/evaluation.md).
+    On the quickstart's data it gets the same returns (docs/evaluation.md). All that learns through it does so through
+    windows of the quickstart's length.
     """
     base = quickstart()
-    pretraining = base.pretraining
+    pretraining, adaptation = base.pretraining, base.adaptation
+    tuned = {name: replace(getattr(adaptation, name), window_steps=WINDOW_STEPS) for name in TUNED}
     return replace(
         base,
         name=name,
         backbone=replace(base.backbone, attention="banded", history=3),
         pretraining=replace(pretraining, loss=replace(pretraining.loss, batch_size=16)),
-        guidance=replace(base.guidance, batch_size=16, window_steps=20),
+        guidance=replace(base.guidance, batch_size=16, window_steps=WINDOW_STEPS),
+        adaptation=replace(adaptation, **tuned),
         evaluation=replace(base.evaluation, prompts=16, episodes_per_prompt=2),
     )
 
