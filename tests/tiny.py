@@ -61,3 +61,17 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
         method: {key: value for key, value in result.items() if not key.startswith(("seconds", "memory"))}
         for method, result in summary["methods"].items()
     }
+
+
+def start_on_base(folder: Path, base: Path, job: str, *arguments: str) -> subprocess.Popen[str]:
+    """Start a job that goes on from the dataset and the backbone of a tiny quickstart in `base`."""
+    (dataset,), (backbone,) = base.glob("quickstart/collect-*/dataset"), base.glob("quickstart/pretrain-*/model")
+    given = ["--dataset", str(dataset), "--backbone-checkpoint", str(backbone), "--outputs", str(folder)]
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *arguments, *given],
+        cwd=folder,
+        env=environment(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )

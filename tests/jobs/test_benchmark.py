@@ -1,7 +1,6 @@
 """The benchmark job as a user runs it: killed among its adaptations, continued, extended by a method and a size."""
 
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,17 +21,7 @@ OPTIONS = [
 
 
 def start(folder: Path, base: Path, *options: str) -> subprocess.Popen[str]:
-    (dataset,), (backbone,) = base.glob("quickstart/collect-*/dataset"), base.glob("quickstart/pretrain-*/model")
-    job = [sys.executable, str(tiny.ROOT / "jobs" / "benchmark.py"), "cheetah-vel-methods", *OPTIONS, *options]
-    given = ["--dataset", str(dataset), "--backbone-checkpoint", str(backbone), "--outputs", str(folder)]
-    return subprocess.Popen(
-        [*job, *given],
-        cwd=folder,
-        env=tiny.environment(folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return tiny.start_on_base(folder, base, "benchmark", "cheetah-vel-methods", *OPTIONS, *options)
 
 
 @pytest.mark.ray

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -25,18 +24,7 @@ OPTIONS = [
 
 
 def start_sweep(folder: Path, base: Path, *options: str) -> subprocess.Popen[str]:
-    (dataset,), (backbone,) = base.glob("quickstart/collect-*/dataset"), base.glob("quickstart/pretrain-*/model")
-    return subprocess.Popen(
-        [
-            *[sys.executable, str(tiny.ROOT / "jobs" / "sweep.py"), "quickstart-guidance", *OPTIONS, *options],
-            *["--dataset", str(dataset), "--backbone-checkpoint", str(backbone), "--outputs", str(folder)],
-        ],
-        cwd=folder,
-        env=tiny.environment(folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return tiny.start_on_base(folder, base, "sweep", "quickstart-guidance", *OPTIONS, *options)
 
 
 @pytest.mark.ray
