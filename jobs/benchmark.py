@@ -225,22 +225,30 @@ def run_family(options: BenchmarkOptions, family: str) -> None:
 
 
 def _table(family: str, rows: pd.DataFrame) -> Table:
+    """Return the table without the columns that tell nothing apart."""
     table = Table(title=f"{family}: mean return over test tasks and seeds")
-    arms = ["arm"] if rows["arm"].notna().any() else []
-    sizes = ["few_shot_episodes"] if rows["few_shot_episodes"].nunique() > 1 else []
-    shown = [*arms, *sizes, "method", "return", "normalised", "difference", "tunable", "updates", "episodes", "adapt_s"]
+    texts = pd.DataFrame(_texts(row) for row in rows.to_dict("records"))
+    shown = [column for column in texts if column == "return" or texts[column].nunique() > 1]
     for column in shown:
-        table.add_column(column.replace("_", " "), justify="left" if column in ("arm", "method") else "right")
-    for row in rows.to_dict("records"):
-        difference = "" if pd.isna(row["difference"]) else with_interval(row, "difference", "+.1f")
-        texts = {
-            "return": with_interval(row, "return", ".1f"),
-            "normalised": f"{row['normalised']:.3f}",
-            "difference": difference,
-            "adapt_s": f"{row['adapt_s']:.1f}",
-        }
-        table.add_row(*(str((row | texts)[column]) for column in shown))
+        table.add_column(column, justify="left" if column in ("arm", "method") else "right", no_wrap=True)
+    for row in texts[shown].to_numpy():
+        table.add_row(*row)
     return table
+
+
+def _texts(row: dict[str, Any]) -> dict[str, str]:
+    return {
+        "arm": str(row["arm"]),
+        "few-shot": f"{row['few_shot_episodes']}",
+        "method": row["method"],
+        "return": with_interval(row, "return", ".1f"),
+        "normalised": f"{row['normalised']:.3f}",
+        "difference": "" if pd.isna(row["difference"]) else with_interval(row, "difference", "+.1f"),
+        "numbers": f"{row['tunable']:.0f}",
+        "updates": f"{row['updates']:.0f}",
+        "episodes": f"{row['episodes']:.0f}",
+        "seconds": f"{row['adapt_s']:.1f}",
+    }
 
 
 def with_interval(row: dict[str, Any], name: str, form: str) -> str:
