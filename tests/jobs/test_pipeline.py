@@ -80,11 +80,7 @@ def test_a_killed_driver_and_ctrl_c_lose_nothing(tiny_run: Path, tmp_path: Path)
     wait_for(process, tmp_path, "quickstart/evaluate-*")
     time.sleep(0.5)  # into the stage's work, which starts with the actors and takes some seconds
     os.killpg(process.pid, signal.SIGINT)
-    try:
-        output, _ = process.communicate(timeout=2)
-    except subprocess.TimeoutExpired:  # as a person does whose Ctrl-C met a moment that swallows it
-        os.killpg(process.pid, signal.SIGINT)
-        output, _ = process.communicate(timeout=100)
+    output, _ = process.communicate(timeout=100)
     assert process.returncode == 130, output
     assert not (tmp_path / "quickstart" / "summary.json").exists()
 
