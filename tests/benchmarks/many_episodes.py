@@ -1,6 +1,5 @@
 """100,000 episodes through the rollout actors into one Parquet file: nobody's memory grows with their number."""
 
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from promptdiffuser.evaluation.blocks import evaluation_blocks
 from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.evaluation.results import BlockResults
 from promptdiffuser.experiment import ClusterConfig
+from promptdiffuser.memory import peak_gib
 from promptdiffuser.tasks import get_family
 from tests.benchmarks.entry import Value
 from tests.evaluation.synthetic_policies import prompted, tiny_backbone, tiny_pool
@@ -37,11 +37,11 @@ def run() -> list[Value]:
         for number, (block, episodes) in enumerate(actors.run(blocks, policies)):
             results.write(block.name, episodes)
             if number == len(blocks) // 10:
-                early = {"driver": _driver_gib(), "actors": actors.peak_memory_gib}
+                early = {"driver": peak_gib(), "actors": actors.peak_memory_gib}
         results.join([block.name for block in blocks], Path(folder) / "episodes.parquet")
         seconds = time.perf_counter() - started
         rows = pq.read_metadata(Path(folder) / "episodes.parquet").num_rows
-    growth = {"driver": _driver_gib() - early["driver"], "actors": actors.peak_memory_gib - early["actors"]}
+    growth = {"driver": peak_gib() - early["driver"], "actors": actors.peak_memory_gib - early["actors"]}
     actors.close()
     return [
         Value("eval.many_episodes", rows, "episodes", COMMAND),
@@ -49,8 +49,3 @@ def run() -> list[Value]:
         Value("eval.driver_memory_growth", 1024 * growth["driver"], "MiB", COMMAND),
         Value("eval.actor_memory_growth", 1024 * growth["actors"], "MiB", COMMAND),
     ]
-
-
-def _driver_gib() -> float:
-    """Return the peak so far; memory that was given back in between counts too."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -4,7 +4,6 @@ Ray's own ActorPool drops a dead actor and raises; here Ray restarts the actor a
 on whichever actor is free. Blocks are addressed by seed, so a block that ran twice gives the same result twice.
 """
 
-import resource
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import torch
 from ray.exceptions import RayActorError, RayTaskError
 
 from promptdiffuser.evaluation.stepping import EpisodeStepper
+from promptdiffuser.memory import peak_gib
 from promptdiffuser.tasks import get_family
 
 BLOCK_ATTEMPTS = 3
@@ -49,7 +49,7 @@ class RolloutActor:
     def run(self, block: Block[Any], shared: Any) -> tuple[Any, float]:
         """Run a block with what was published to all actors; return its result and the process's peak memory, GiB."""
         result = block.run(self._stepper, shared)
-        return result, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        return result, peak_gib()
 
 
 @dataclass(eq=False)

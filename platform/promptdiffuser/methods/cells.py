@@ -3,7 +3,6 @@
 A cell's result is a folder, written last: what is there is not done again.
 """
 
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import torch
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.learning.model_folders import load_backbone
 from promptdiffuser.learning.trainings import DiffuserTraining, History
+from promptdiffuser.memory import forget_peak, peak_gib
 from promptdiffuser.methods import get_method
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
 from promptdiffuser.methods.folders import save_adaptation
@@ -62,17 +62,12 @@ def adapt(method: Method, inputs: AdaptationInputs) -> Adaptation:
 
 
 def _forget_peak_memory() -> None:
-    """Start counting anew; where the system is not Linux, the peak is that since the process began."""
+    forget_peak()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    clear = Path("/proc/self/clear_refs")
-    if clear.exists():
-        clear.write_text("5")  # proc(5): resets the peak resident set size
 
 
 def _peak_memory_gib() -> float:
     """Return the peak of resident memory, and of a GPU's where there is one."""
-    status = Path("/proc/self/status").read_text()
-    kib = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
-    on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    return kib / 2**20 + on_gpu / 2**30
+    on_gpu = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+    return peak_gib() + on_gpu
