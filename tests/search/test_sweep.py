@@ -37,6 +37,7 @@ POPULATION = {"stopping": "population", "score_every": 10, "search": "random", "
         (POPULATION | {"space": {"diffusion.steps": Choices((3, 5))}}, ("diffusion.steps", "guidance.weight")),
         (POPULATION | {"trials": 5}, ("population", "trials")),
         ({"concurrency": -1}, ("concurrency", "-1")),
+        ({"space": {"diffuser.denoising_steps": Choices((0, 5))}}, ("diffuser.denoising_steps", "guidance_start")),
         ({"method": "prompt-diffuser-optimised"}, ("prompt-diffuser-optimised", "prompt-diffuser-multi-task")),
     ],
 )

@@ -106,6 +106,11 @@ class Sweep:
                 f"method {self.method} learns from tuned prompts, which trials do not make; sweep "
                 "prompt-diffuser-multi-task, whose diffuser learns alike"
             )
+        if self.experiment.diffuser.denoising_steps or "diffuser.denoising_steps" in self.space:
+            raise UserError(
+                "diffuser.denoising_steps must stay 0 and out of the space: trials do not make the training that it "
+                "asks for; diffuser.guidance_start lets the denoising loss train alone at first"
+            )
         self._check_effect(method)
         self._check_stopping(method)
         self.proposer()
