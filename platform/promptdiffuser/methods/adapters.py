@@ -5,21 +5,16 @@ The Prompt Diffuser paper compares with an "Adaptor" and gives no detail of it.
 
 from dataclasses import dataclass
 
-from promptdiffuser.learning.tuning import TuningConfig
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
-from promptdiffuser.methods.tuned_weights import tune_weights
+from promptdiffuser.methods.tuned_weights import WeightTuningConfig, tune_weights
 from promptdiffuser.models.adapters import add_adapters
 from promptdiffuser.seeding import torch_generator
 
 
 @dataclass(frozen=True)
-class AdaptersConfig(TuningConfig):
+class AdaptersConfig(WeightTuningConfig):
     """Settings of adapters."""
 
-    learning_rate: float = 1e-3
-    """Step size of AdamW, constant."""
-    batch_steps: int = 640
-    """Steps of history in one update, in windows: 32 of 20 steps."""
     bottleneck: int = 16
     """Features between the two layers of an adapter."""
 

@@ -7,22 +7,19 @@ stopping. `fine-tuning-whole-task` is the papers' "full data": an upper bound, n
 
 from dataclasses import dataclass
 
-from promptdiffuser.learning.tuning import TuningConfig
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
-from promptdiffuser.methods.tuned_weights import tune_weights
+from promptdiffuser.methods.tuned_weights import WeightTuningConfig, tune_weights
 from promptdiffuser.models.backbone import PromptDT
 
 
 @dataclass(frozen=True)
-class FineTuningConfig(TuningConfig):
+class FineTuningConfig(WeightTuningConfig):
     """Settings of fine-tuning and fine-tuning-whole-task."""
 
     learning_rate: float = 1e-4
     """Step size of AdamW, constant."""
     weight_decay: float = 1e-4
     """AdamW's decoupled weight decay, as in the public code."""
-    batch_steps: int = 640
-    """Steps of history in one update, in windows: 32 of 20 steps."""
 
 
 def adapt(inputs: AdaptationInputs) -> Adaptation:

@@ -2,21 +2,16 @@
 
 from dataclasses import dataclass
 
-from promptdiffuser.learning.tuning import TuningConfig
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
-from promptdiffuser.methods.tuned_weights import tune_weights
+from promptdiffuser.methods.tuned_weights import WeightTuningConfig, tune_weights
 from promptdiffuser.models.adapters import add_low_rank, merge_low_rank
 from promptdiffuser.seeding import torch_generator
 
 
 @dataclass(frozen=True)
-class LoraConfig(TuningConfig):
+class LoraConfig(WeightTuningConfig):
     """Settings of lora."""
 
-    learning_rate: float = 1e-3
-    """Step size of AdamW, constant."""
-    batch_steps: int = 640
-    """Steps of history in one update, in windows: 32 of 20 steps."""
     rank: int = 4
     """Rank of the change of a weight matrix."""
     alpha: float = 8.0

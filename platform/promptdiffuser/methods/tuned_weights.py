@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from promptdiffuser.evaluation.policies import AdaptedPolicy
 from promptdiffuser.learning.backbone import freeze
@@ -10,6 +11,16 @@ from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Cost
 from promptdiffuser.models.backbone import PromptDT
 
 Change = Callable[[PromptDT], PromptDT]
+
+
+@dataclass(frozen=True)
+class WeightTuningConfig(TuningConfig):
+    """Settings of methods that tune weights."""
+
+    learning_rate: float = 1e-3
+    """Step size of AdamW, constant."""
+    batch_steps: int = 640
+    """Steps of history in one update, in windows: 32 of 20 steps."""
 
 
 def tune_weights(
