@@ -7,7 +7,9 @@ cell, and a longer list of methods runs the new ones alone.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from workspace import JobOptions, Stage, StageRun, Workspace, fingerprint_of, ru
 
 from promptdiffuser.distributed.adaptation import adapt_cells
 from promptdiffuser.distributed.cluster import connect
+from promptdiffuser.experiment import ClusterConfig
 from promptdiffuser.learning.trainings import DiffuserTraining
 from promptdiffuser.methods import get_method
 from promptdiffuser.methods.cells import AdaptationCell
@@ -46,8 +49,9 @@ class MethodPlan:
         return {task: folder for task, folder in trained.items() if folder is not None}
 
 
+@cache
 def plan(workspace: Workspace, name: str) -> MethodPlan:
-    """Return a method's cells on the test tasks."""
+    """Return a method's cells on the test tasks; several stages of a job ask for it."""
     experiment, method, dataset = workspace.experiment, get_method(name), pretrain.checked_dataset(workspace)
     backbone_folder = pretrain.backbone_folder(workspace, method.backbone).resolve()
     settings = pretrain.inputs_settings(experiment, experiment.evaluation)
@@ -89,16 +93,11 @@ def stage(workspace: Workspace) -> Stage:
 
     def work(run: StageRun) -> None:
         cells = [cell for each in plans for cell in each.cells]
-        missing = [cell for cell in cells if not cell.is_done]
-        run.expect(len(cells), len(cells) - len(missing))
+        missing = [(cell, run.run) for cell in cells if not cell.is_done]
         if missing:
-            cluster = workspace.experiment.cluster
-            connect(cluster)
             few_shot, tasks = workspace.experiment.evaluation.few_shot, sorted({cell.task for cell in cells})
             pretrain.log_input(run, pretrain.checked_dataset(workspace), tuple(tasks), few_shot.quality)
-            logged = [(cell, history_log(run.tracker, run.run, cell)) for cell in missing]
-            for _ in adapt_cells(logged, num_gpus=min(1.0, cluster.gpus_per_worker)):
-                run.advance()
+        run_cells(run, workspace.experiment.cluster, missing, len(cells))
         # A benchmark trains more diffusers than anybody looks into.
         if workspace.base is None and (models := {each.method: each.diffusers for each in plans if each.diffusers}):
             look_inside(run, workspace, models)
@@ -110,6 +109,18 @@ def stage(workspace: Workspace) -> Stage:
         work,
         f"python jobs/adapt.py {workspace.experiment.name}",
     )
+
+
+def run_cells(
+    run: StageRun, cluster: ClusterConfig, missing: Sequence[tuple[AdaptationCell, RunLog]], total: int
+) -> None:
+    """Run the cells that are missing of a total, each given with the run that its training's run lies below."""
+    run.expect(total, total - len(missing))
+    if missing:
+        connect(cluster)
+        logged = [(cell, history_log(run.tracker, parent, cell)) for cell, parent in missing]
+        for _ in adapt_cells(logged, num_gpus=cluster.gpus_per_task):
+            run.advance()
 
 
 def history_log(tracker: Tracker, parent: RunLog, cell: AdaptationCell) -> RunLog | None:

@@ -10,6 +10,7 @@ seeds or methods, the same command makes only what is missing.
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +27,6 @@ from recipes.benchmarks import Benchmark, BenchmarkCell
 from rich.table import Table
 from workspace import JobOptions, Stage, StageRun, Workspace, run_job
 
-from promptdiffuser.distributed.adaptation import adapt_cells
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.training import train_apart
 from promptdiffuser.learning.trainings import DiffuserTraining
@@ -82,26 +82,26 @@ Trainings = dict[Path, tuple[Workspace, Stage, DiffuserTraining]]
 """Folder -> a diffuser's training and the experiment that it is logged below; experiments may share one."""
 
 
-def denoising_trainings(cells: list[PlacedCell]) -> Trainings:
-    """Return the trainings that the diffusers of all cells go on from, if there are any."""
-    found = Trainings()
-    for workspace in (each.workspace for each in cells if each.cell.experiment.diffuser.denoising_steps):
-        for diffuser in train_diffuser.diffusers(workspace):
-            stage = train_diffuser.denoising_stage(workspace, diffuser)
-            training = train_diffuser.denoising_training(workspace, diffuser)
-            found[workspace.folder_of(stage)] = workspace, stage, training
-    return found
+def trainings_of(
+    workspaces: list[Workspace],
+    stage_of: Callable[[Workspace, str], Stage],
+    training_of: Callable[[Workspace, str], DiffuserTraining],
+) -> Trainings:
+    """Return one training of each diffuser that the experiments need."""
+    return {
+        workspace.folder_of(stage): (workspace, stage, training_of(workspace, diffuser))
+        for workspace in workspaces
+        for diffuser in train_diffuser.diffusers(workspace)
+        for stage in [stage_of(workspace, diffuser)]
+    }
 
 
-def multi_task_trainings(cells: list[PlacedCell]) -> Trainings:
-    """Return the trainings of the diffusers of all cells."""
-    found = Trainings()
-    for workspace in (each.workspace for each in cells):
-        for diffuser in train_diffuser.diffusers(workspace):
-            stage = train_diffuser.stage(workspace, diffuser)
-            training = train_diffuser.multi_task_training(workspace, diffuser)
-            found[workspace.folder_of(stage)] = workspace, stage, training
-    return found
+def train_side_by_side(base: Workspace, name: str, trainings: Trainings) -> None:
+    """Make trainings side by side; then each has its own stage's place in MLflow and on storage too."""
+    if trainings:
+        base.run(trainings_stage(base, name, trainings))
+    for workspace, stage, _ in trainings.values():
+        workspace.run(stage)  # finds its work done
 
 
 def trainings_stage(base: Workspace, name: str, trainings: Trainings) -> Stage:
@@ -113,16 +113,10 @@ def trainings_stage(base: Workspace, name: str, trainings: Trainings) -> Stage:
             cluster = base.experiment.cluster
             connect(cluster)
             with run.watch_training([job.folder for job in jobs]):
-                for job in train_apart(jobs, num_gpus=min(1.0, cluster.gpus_per_worker)):
+                for job in train_apart(jobs, num_gpus=cluster.gpus_per_task):
                     job.run.finish()
 
     return Stage(name, "train-diffuser", {"folders": sorted(f.name for f in trainings)}, work, base.command)
-
-
-def run_own_stages(trainings: Trainings) -> None:
-    """Give each training its own stage's place in MLflow and on storage; it finds its work done."""
-    for workspace, stage, _ in trainings.values():
-        workspace.run(stage)
 
 
 def adaptations_stage(base: Workspace, cells: list[PlacedCell]) -> Stage:
@@ -136,17 +130,10 @@ def adaptations_stage(base: Workspace, cells: list[PlacedCell]) -> Stage:
 
     def work(run: StageRun) -> None:
         missing = [(cell, workspace) for plan, workspace in plans.values() for cell in plan.cells if not cell.is_done]
-        total = sum(len(plan.cells) for plan, _ in plans.values())
-        run.expect(total, total - len(missing))
-        if missing:
-            cluster = base.experiment.cluster
-            connect(cluster)
-            logged = [
-                (cell, adapt.history_log(run.tracker, workspace.open(adapt.stage(workspace)), cell))
-                for cell, workspace in missing
-            ]
-            for _ in adapt_cells(logged, num_gpus=min(1.0, cluster.gpus_per_worker)):
-                run.advance()
+        unfinished = dict.fromkeys(workspace for _, workspace in missing)
+        parents = {workspace: workspace.open(adapt.stage(workspace)) for workspace in unfinished}
+        placed = [(cell, parents[workspace]) for cell, workspace in missing]
+        adapt.run_cells(run, base.experiment.cluster, placed, sum(len(plan.cells) for plan, _ in plans.values()))
 
     return Stage("adaptations", "adapt", {"plans": sorted(plans)}, work, base.command)
 
@@ -208,10 +195,12 @@ def run_family(options: BenchmarkOptions, family: str) -> None:
         for each in cells:
             for stage in train_diffuser.preparations(each.workspace):
                 each.workspace.run(stage)
-        for name, find in (("denoising", denoising_trainings), ("diffusers", multi_task_trainings)):
-            if trainings := find(cells):
-                base.run(trainings_stage(base, name, trainings))
-                run_own_stages(trainings)
+        workspaces = [each.workspace for each in cells]
+        denoised = [each for each in workspaces if each.experiment.diffuser.denoising_steps]
+        shared = trainings_of(denoised, train_diffuser.denoising_stage, train_diffuser.denoising_training)
+        train_side_by_side(base, "denoising", shared)
+        own = trainings_of(workspaces, train_diffuser.stage, train_diffuser.multi_task_training)
+        train_side_by_side(base, "diffusers", own)
         base.run(adaptations_stage(base, cells))
         for each in cells:
             each.workspace.run(adapt.stage(each.workspace))

@@ -237,7 +237,7 @@ def write_artifacts(
 def expert_prompts(workspace: Workspace) -> dict[int, Segments]:
     """Return the few-shot prompts of every test task."""
     experiment, family = workspace.experiment, get_family(workspace.experiment.family)
-    backbone, normaliser = load_backbone(pretrain.backbone_folder(workspace), family, CPU)
+    backbone, normaliser = frozen_backbone(pretrain.backbone_folder(workspace).resolve(), family.name)
     settings = pretrain.inputs_settings(experiment, experiment.evaluation)
     builder = InputsBuilder(pretrain.checked_dataset(workspace), backbone, normaliser, settings)
     return {task: builder.few_shot([task], settings.few_shot).pool.prompts for task in family.test_tasks}

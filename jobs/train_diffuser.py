@@ -57,7 +57,7 @@ def denoising_stage(workspace: Workspace, diffuser: str) -> Stage:
     training = denoising_training(workspace, diffuser)
 
     def work(run: StageRun) -> None:
-        if not (run.folder / "model").is_dir():  # else it was trained apart
+        if not is_trained_apart(workspace, run):
             pretrain.train_with_ray(run, training, dataset, experiment)
 
     return Stage(
@@ -119,7 +119,7 @@ def optimised_prompts_stage(workspace: Workspace) -> Stage:
         run.expect(len(pieces), len(pieces) - len(missing))
         if missing:
             connect(experiment.cluster)
-            for _ in optimise_prompts(missing, num_gpus=min(1.0, experiment.cluster.gpus_per_worker)):
+            for _ in optimise_prompts(missing, num_gpus=experiment.cluster.gpus_per_task):
                 run.advance()
 
     command = f"python jobs/train_diffuser.py {experiment.name}"
@@ -135,8 +135,8 @@ def stage(workspace: Workspace, diffuser: str) -> Stage:
     scored_by = next(name for name, method in METHODS.items() if method.diffuser == diffuser)
 
     def work(run: StageRun) -> None:
-        if (run.folder / "model").is_dir():
-            return  # trained apart
+        if is_trained_apart(workspace, run):
+            return
         validation = pretrain.validation_of(dataset, experiment, scored_by, training.backbone_folder)
         pretrain.train_with_ray(run, training, dataset, experiment, validation)
         run.run.log_model(f"{experiment.name}-{diffuser}", run.folder / "model", "train-diffuser")
@@ -164,6 +164,14 @@ def job_apart(workspace: Workspace, this: Stage, training: DiffuserTraining) -> 
             "snapshots would have to be scored in turn"
         )
     return TrainJob(training, dataset, dataset.family.train_tasks, experiment.quality, folder, workspace.open(this))
+
+
+def is_trained_apart(workspace: Workspace, run: StageRun) -> bool:
+    """Tell whether a benchmark has made the stage's model by `job_apart`.
+
+    Elsewhere a model does not say that its stage is over: its snapshots may have to be scored, or it to be looked into.
+    """
+    return workspace.base is not None and (run.folder / "model").is_dir()
 
 
 def few_shot_of(workspace: Workspace, diffuser: str, task: int) -> DiffuserTraining:

@@ -142,6 +142,11 @@ class ClusterConfig:
             if gpus < 0 or (gpus > 1 and gpus % 1):
                 raise ValueError(f"cluster.{name} must be a fraction of one or a whole number, got {gpus}")
 
+    @property
+    def gpus_per_task(self) -> float:
+        """GPUs of a piece of work that is one process, such as an adaptation: a worker's, at most one."""
+        return min(1.0, self.gpus_per_worker)
+
 
 @dataclass(frozen=True)
 class Experiment:

@@ -159,4 +159,4 @@ def _gpus_of_trial(sweep: Sweep) -> float:
     cluster = sweep.experiment.cluster
     if sweep.trains_backbone:
         return cluster.train_workers * cluster.gpus_per_worker
-    return min(1.0, cluster.gpus_per_worker)
+    return cluster.gpus_per_task

@@ -27,7 +27,7 @@ from promptdiffuser.distributed.datasets import (
     training_datasets,
 )
 from promptdiffuser.distributed.streaming import StreamedWindows, WindowCutter
-from promptdiffuser.distributed.tasks import run_tasks
+from promptdiffuser.distributed.tasks import run_tasks, task_device
 from promptdiffuser.distributed.validation import Validation, use_best_snapshot, validating
 from promptdiffuser.experiment import ClusterConfig
 from promptdiffuser.learning.engine import NonFiniteGradientError
@@ -196,7 +196,7 @@ def train_apart(jobs: Sequence[TrainJob], num_gpus: float = 0.0) -> Iterator[Tra
 
 def train_alone(job: TrainJob, until: int | None = None) -> None:
     """Train in this process, on a GPU if Ray gave it one; with `until` pause after that update."""
-    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+    device = task_device()
     resident, pool = make_resident(job.training, job.dataset.read(job.tasks, job.quality), device)
     task = job.training.learning_task(resident, pool, device)
     train(job.training, task, job.folder, on_checkpoint=job.run.log_history, until=until)
