@@ -28,7 +28,7 @@ from promptdiffuser.models.backbone import PromptDT
 class SamplingGuidanceConfig(ScheduledWeight):
     """How the few-shot loss guides generation."""
 
-    weight: float = 0.3
+    weight: float = 0.1
     """Weight of the step against the gradient at the last level; 0 is no guidance. Chosen on validation tasks, see
     docs/guidance.md."""
     weight_schedule: str = "constant"
