@@ -94,7 +94,9 @@ def method_row(method: str, colour: str, cells: Iterable[str], best: bool = Fals
 
 
 def estimate(interval: Interval, digits: int = 2) -> str:
-    """Return an estimate with its bounds."""
+    """Return an estimate with its bounds, where they are known."""
+    if not isfinite(interval.low):
+        return number(interval.estimate, digits)
     return f'{number(interval.estimate, digits)} <span class="interval">{bounds(interval, digits)}</span>'
 
 

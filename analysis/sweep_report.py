@@ -3,8 +3,8 @@
     python -m analysis.sweep_report RUN_ID
     python -m analysis.sweep_report outputs/quickstart/sweep-1a2b3c4d --rows guidance.weight
 
-A sweep is the id of its MLflow run, or its folder. In a script: `load_sweep`, `field_importance`, `heat_table`,
-`on_front`.
+A sweep is the id of its MLflow run, or its folder. In a script: `load_sweep`, `heat_table`,
+`analysis.importance.field_importance`, `analysis.front.on_front`.
 """
 
 import json
@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import pandas as pd
 import tyro
 from mlflow.exceptions import MlflowException
 
 from analysis import page
+from analysis.front import on_front
 from analysis.importance import field_importance
 from analysis.intervals import Interval
 from analysis.sweep_figures import cost_front, heat_map, importance_bars, parallel_coordinates
@@ -113,13 +113,6 @@ def _levels(values: pd.Series) -> pd.Series:
     if pd.api.types.is_numeric_dtype(values) and values.nunique() > _MOST_LEVELS:
         return pd.qcut(values, _BINS, duplicates="drop", precision=2)
     return values
-
-
-def on_front(trials: pd.DataFrame, cost: str, objective: str) -> pd.Series:
-    """Return whether no other trial has a higher objective at the same cost or less (nor an equal one at less)."""
-    ordered = trials[[cost, objective]].dropna().sort_values([cost, objective], ascending=[True, False])
-    front = ordered[objective] > ordered[objective].cummax().shift(fill_value=-np.inf)
-    return front.reindex(trials.index, fill_value=False)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import tyro
 from recipes import BENCHMARKS
 from recipes.benchmarks import Benchmark, BenchmarkCell
 from rich.table import Table
-from workspace import JobOptions, Stage, StageRun, Workspace, run_job
+from workspace import JobOptions, Stage, StageRun, Workspace, fingerprint_of, run_job
 
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.training import train_apart
@@ -170,8 +170,11 @@ def results_stage(base: Workspace, benchmark: Benchmark, cells: list[PlacedCell]
         # analysis/ stands beside jobs/, outside of the installed package.
         sys.path.append(str(ROOT))
         from analysis.benchmark import write_tables
+        from analysis.benchmark_page import write_page
 
-        for path in write_tables(run.folder, benchmark.reference, benchmark.reference_arm):
+        tables = write_tables(run.folder, benchmark.reference, benchmark.reference_arm)
+        page = write_page(run.folder, base.title, _facts(base, benchmark), benchmark.reference)
+        for path in [*tables, page]:
             run.run.log_artifact(path)
 
     settings = {
@@ -179,6 +182,22 @@ def results_stage(base: Workspace, benchmark: Benchmark, cells: list[PlacedCell]
         "reference": [benchmark.reference, benchmark.reference_arm],
     }
     return Stage("benchmark", "benchmark", settings, work, base.command)
+
+
+def _facts(base: Workspace, benchmark: Benchmark) -> dict[str, object]:
+    """Return what makes a family's numbers repeatable."""
+    experiment = base.experiment
+    protocol, backbone = experiment.evaluation, pretrain.backbone_folder(base).resolve()
+    return {
+        "Command": base.command,
+        "Dataset": pretrain.checked_dataset(base).manifest.digest,
+        "Backbone": fingerprint_of((backbone / "manifest.json").read_text()),
+        "Seeds": ", ".join(map(str, benchmark.seeds)),
+        "Few-shot episodes": ", ".join(map(str, benchmark.few_shot_episodes)),
+        "Episodes a test task": f"{protocol.prompts} prompts x {protocol.episodes_per_prompt}, {protocol.prompt_use}",
+        "Precision of evaluation": protocol.precision,
+        "Start states below seed": protocol.seed,
+    }
 
 
 def run_family(options: BenchmarkOptions, family: str) -> None:
@@ -210,7 +229,7 @@ def run_family(options: BenchmarkOptions, family: str) -> None:
                 workspace.run(evaluate.stage(workspace))
         folder = base.run(results_stage(base, benchmark, cells))
         base.console.print(_table(family, pd.read_csv(folder / "table.csv")))
-        base.console.print(f"tables   {folder}", soft_wrap=True)
+        base.console.print(f"page     {folder / 'index.html'}", soft_wrap=True)
 
 
 def _table(family: str, rows: pd.DataFrame) -> Table:

@@ -1,4 +1,4 @@
-"""The tables of a benchmark, against scipy and against made-up returns whose answer is known."""
+"""The tables and the page of a benchmark, against scipy and against made-up returns whose answer is known."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from analysis.benchmark import seed_returns, student_interval, table, write_tables
+from analysis.benchmark_page import conclusions, write_page
 from promptdiffuser.errors import UserError
 
 SEEDS, TASKS, PROMPTS = (1, 2, 3, 4), (2, 7), 3
@@ -103,3 +104,44 @@ def test_tables_are_written_as_csv_and_parquet(episodes: pd.DataFrame, costs: pd
     of_task = pd.read_csv(tmp_path / "per_task.csv").set_index(["arm", "few_shot_episodes", "method"])
     means = episodes.groupby(["arm", "few_shot_episodes", "method", "task"])["return"].mean()
     assert of_task.loc[("b", 5, "worse"), "7"] == pytest.approx(means["b", 5, "worse", 7])
+
+
+def written_page(episodes: pd.DataFrame, costs: pd.DataFrame, folder: Path) -> str:
+    episodes.to_parquet(folder / "episodes.parquet")
+    (folder / "costs.json").write_text(json.dumps(costs.to_dict("records")))
+    write_tables(folder, "plain")
+    return write_page(folder, "bench <family>", {"Dataset": "0123abcd"}, "plain").read_text(encoding="utf-8")
+
+
+def test_the_page_holds_every_row_figure_and_fact(episodes: pd.DataFrame, costs: pd.DataFrame, tmp_path: Path) -> None:
+    text = written_page(episodes, costs, tmp_path)
+    assert "<h1>bench &lt;family&gt;</h1>" in text
+    assert "0123abcd" in text
+    # Two arms of three methods: rows of two sizes of the few-shot set, then of the tasks, both sizes again.
+    assert text.count("a better</th>") == 4
+    for section in ("conclusions", "sizes", "cost-1", "returns-1", "cost-5", "returns-5", "tasks", "facts"):
+        assert f'<section id="{section}"' in text
+    assert text.count("data:image/svg+xml;base64") == 3
+    # A single seed has no interval, and the page says so.
+    alone = written_page(episodes[episodes["training_seed"] == 1], costs[costs["training_seed"] == 1], tmp_path)
+    assert "over one seed" in alone
+    assert "nan" not in alone.split("<script>")[0].replace("data:image", "")
+
+
+def test_the_conclusions_name_who_is_level_with_the_best_and_cheap(episodes: pd.DataFrame, costs: pd.DataFrame) -> None:
+    of_size = (episodes["arm"] == "a") & (episodes["few_shot_episodes"] == 5)
+    # Another method is as good as the best but for noise of its own.
+    noise = np.random.default_rng(1).normal(size=int((of_size & (episodes["method"] == "better")).sum()))
+    level = episodes[of_size & (episodes["method"] == "better")].assign(method="level")
+    level["return"] += noise - noise.mean() - 0.01
+    cost = costs[(costs["arm"] == "a") & (costs["few_shot_episodes"] == 5)]
+    cheap = cost[cost["method"] == "better"].assign(method="level", seconds_adapt=0.25)
+    frame, paid = pd.concat([episodes[of_size], level]), pd.concat([cost, cheap])
+    found = conclusions(table(frame, paid, "plain"), frame)
+    assert found[0].startswith("better has the highest mean return of 4:")
+    assert found[1].startswith("On equal seeds 1 of the other 3 are not told apart from it: level.")
+    assert "level is the cheapest: 0.2 s for all tasks, the best takes 2.5 s." in found[1]
+    assert found[2].startswith("Of 3 compared with the reference, 2 are ahead of it, 1 behind, 0 not told apart.")
+    # Without it the best is ahead of all.
+    found = conclusions(table(episodes[of_size], cost, "plain"), episodes[of_size])
+    assert found[1] == "On equal seeds it is ahead of all 2 others."

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.front import on_front
 from analysis.importance import field_importance
 from analysis.sweep_report import (
     Arguments,
@@ -16,7 +17,6 @@ from analysis.sweep_report import (
     heat_table,
     load_sweep,
     main,
-    on_front,
     write_sweep_report,
 )
 from promptdiffuser.errors import UserError

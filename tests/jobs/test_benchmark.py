@@ -46,6 +46,7 @@ def test_a_killed_benchmark_goes_on_and_grows_and_does_nothing_twice(tiny_run: P
     (table,) = tmp_path.glob("*/benchmark-*/table.parquet")
     rows = pd.read_parquet(table)
     assert (rows["seeds"] == 2).all()
+    assert "mean-prompt" in (table.parent / "index.html").read_text(encoding="utf-8")
     assert sorted(zip(rows["few_shot_episodes"], rows["method"], strict=True)) == sorted(
         (size, method) for size in (1, 5) for method in (*METHODS, "mean-prompt")
     )

@@ -1,0 +1,85 @@
+"""The figures of a benchmark's page. Every function returns a matplotlib `Figure` and touches no global state."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.figures import QUIET_INK, RUN_COLOURS, WIDTH_INCHES, style_axes
+from analysis.front import on_front
+
+_FRONT = "#0072b2"
+_LEAST_SECONDS = 0.1
+"""Whatever adapts faster stands here; the axis is logarithmic."""
+
+
+def return_for_cost(rows: pd.DataFrame) -> Figure:
+    """Draw the return with its interval by the seconds of adapting: of all rows, and close by of the better half.
+
+    A line joins those that no cheaper one beats; they are named.
+
+    Args:
+        rows: name, return, return_low, return_high, adapt_s.
+    """
+    figure = Figure(figsize=(WIDTH_INCHES, 4.4), layout="constrained")
+    whole, close = figure.subplots(1, 2)
+    shown = rows.assign(adapt_s=rows["adapt_s"].clip(lower=_LEAST_SECONDS))
+    front = shown[on_front(shown, "adapt_s", "return")].sort_values("adapt_s")
+    for axes in (whole, close):
+        _draw(axes, shown, front)
+    better = shown[shown["return"] >= shown["return"].median()]
+    low, high = better["return_low"].fillna(better["return"]).min(), better["return"].max()
+    margin = 0.1 * max(high - low, abs(high) * 0.01)
+    close.set_ylim(low - margin, high + 2 * margin)
+    for row in front[front["return"] >= low].to_dict("records"):
+        close.annotate(
+            row["name"], (row["adapt_s"], row["return"]), xytext=(4, 6), textcoords="offset points", fontsize=8
+        )
+    style_axes(whole, "All")
+    style_axes(close, "The better half")
+    return figure
+
+
+def _draw(axes: Axes, rows: pd.DataFrame, front: pd.DataFrame) -> None:
+    around = (rows["return"] - rows["return_low"]).fillna(0.0)
+    axes.errorbar(
+        rows["adapt_s"], rows["return"], yerr=around, fmt="o", markersize=4, color=QUIET_INK, elinewidth=0.9, alpha=0.8
+    )
+    axes.step(front["adapt_s"], front["return"], where="post", color=_FRONT, linewidth=1.5)
+    axes.scatter(front["adapt_s"], front["return"], s=42, color=_FRONT, zorder=4)
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds of one core to adapt to all test tasks", color=QUIET_INK)
+    axes.set_ylabel("mean return", color=QUIET_INK)
+
+
+def return_by_size(rows: pd.DataFrame) -> Figure:
+    """Draw the return with its interval by the number of few-shot episodes, a line for each name.
+
+    Args:
+        rows: name, few_shot_episodes, return, return_low, return_high.
+    """
+    figure = Figure(figsize=(WIDTH_INCHES, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, own) in enumerate(rows.groupby("name", sort=False)):
+        own = own.sort_values("few_shot_episodes")
+        around = (own["return"] - own["return_low"]).fillna(0.0)
+        colour, style = RUN_COLOURS[number % len(RUN_COLOURS)], ("-", "--", ":", "-.")[number // len(RUN_COLOURS) % 4]
+        axes.errorbar(
+            own["few_shot_episodes"],
+            own["return"],
+            yerr=around,
+            color=colour,
+            linestyle=style,
+            marker="o",
+            markersize=4,
+            elinewidth=0.9,
+            label=name,
+        )
+    axes.set_xscale("log")
+    sizes = sorted(set(rows["few_shot_episodes"]))
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
+    axes.set_xlabel("few-shot episodes", color=QUIET_INK)
+    axes.set_ylabel("mean return", color=QUIET_INK)
+    style_axes(axes)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
