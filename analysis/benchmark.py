@@ -49,6 +49,16 @@ def seed_returns(episodes: pd.DataFrame) -> pd.DataFrame:
     return by_task.groupby([*CELL, "training_seed"]).mean().reset_index()
 
 
+def by_cell(returns: pd.DataFrame) -> dict[tuple[str, int, str], pd.Series]:
+    """Return cell -> returns by training seed, of what `seed_returns` returns."""
+    return {cell: own.set_index("training_seed")["return"] for cell, own in returns.groupby(CELL, sort=False)}
+
+
+def paired_difference(ours: pd.Series, theirs: pd.Series) -> Interval:
+    """Return the mean difference of two cells' returns on the seeds that both have, with Student's interval."""
+    return student_interval((ours - theirs).dropna().to_numpy())
+
+
 def table(
     episodes: pd.DataFrame, costs: pd.DataFrame, reference: str, reference_arm: str | None = None
 ) -> pd.DataFrame:
@@ -69,8 +79,8 @@ def table(
     if reference not in set(returns["method"]):
         raise UserError(f"no episodes of the reference method {reference!r}; name one of {sorted(set(returns.method))}")
     rows = []
-    by_cell = {cell: own.set_index("training_seed")["return"] for cell, own in returns.groupby(CELL, sort=False)}
-    for cell, own in by_cell.items():
+    returns_of = by_cell(returns)
+    for cell, own in returns_of.items():
         arm, size, method = cell
         of_cell = costs[(costs["arm"] == arm) & (costs["few_shot_episodes"] == size) & (costs["method"] == method)]
         own_return = student_interval(own.to_numpy())
@@ -88,7 +98,7 @@ def table(
         difference = Interval(np.nan, np.nan, np.nan)
         compared_with = (arm if reference_arm is None else reference_arm, size, reference)
         if cell != compared_with:
-            difference = student_interval((own - by_cell[compared_with]).dropna().to_numpy())
+            difference = paired_difference(own, returns_of[compared_with])
         row |= {
             "difference": difference.estimate,
             "difference_low": difference.low,

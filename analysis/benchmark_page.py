@@ -10,11 +10,10 @@ from typing import Any
 import pandas as pd
 
 from analysis import page
-from analysis.benchmark import CELL, seed_returns, student_interval
+from analysis.benchmark import CELL, by_cell, paired_difference, seed_returns
 from analysis.benchmark_figures import return_by_size, return_for_cost
 from analysis.evidence import interval_of
 from analysis.front import on_front
-from analysis.intervals import Interval
 
 QUESTION = "Which way of making a prompt adapts the frozen policy best, at what cost, and how sure are we?"
 _DOT, _REFERENCE_DOT = "#0072b2", "#d55e00"
@@ -64,12 +63,12 @@ def render(
 
 def conclusions(table: pd.DataFrame, episodes: pd.DataFrame) -> list[str]:
     """Return sentences computed from the numbers: what they show, and where they stop."""
-    returns = seed_returns(episodes)
+    returns_of = by_cell(seed_returns(episodes))
     several = table["few_shot_episodes"].nunique() > 1
     sentences = [
         (f"{size} few-shot episodes: " if several else "") + sentence
-        for size, rows in table.groupby("few_shot_episodes")
-        for sentence in _of_size(rows.assign(name=_names(table)), returns)
+        for size, rows in table.assign(name=_names(table)).groupby("few_shot_episodes")
+        for sentence in _of_size(rows, returns_of)
     ]
     return [
         *sentences,
@@ -78,7 +77,7 @@ def conclusions(table: pd.DataFrame, episodes: pd.DataFrame) -> list[str]:
     ]
 
 
-def _of_size(rows: pd.DataFrame, returns: pd.DataFrame) -> Iterator[str]:
+def _of_size(rows: pd.DataFrame, returns_of: Mapping[tuple[str, int, str], pd.Series]) -> Iterator[str]:
     best = rows.iloc[0]
     yield (
         f"{best['name']} has the highest mean return of {len(rows)}: {page.number(best['return'], 1)} "
@@ -87,18 +86,19 @@ def _of_size(rows: pd.DataFrame, returns: pd.DataFrame) -> Iterator[str]:
         else f"{best['name']} has the highest mean return of {len(rows)}, {page.number(best['return'], 1)}, over one "
         "seed: nothing is known of its interval, and no two are told apart."
     )
-    behind = pd.Series({row["name"]: _behind(returns, best, row) for row in rows.iloc[1:].to_dict("records")})
-    level = rows[rows["name"].isin([name for name, interval in behind.items() if not interval.low > 0])]
+    first, *others = (returns_of[tuple(cell)] for cell in rows[CELL].to_numpy())
+    is_level = [not paired_difference(first, other).low > 0 for other in others]
+    level = rows.iloc[1:][is_level]
     if len(level):
         cheapest = level.loc[level["adapt_s"].idxmin()]
         yield (
-            f"On equal seeds {len(level)} of the other {len(behind)} are not told apart from it"
+            f"On equal seeds {len(level)} of the other {len(others)} are not told apart from it"
             f"{': ' + ', '.join(level['name']) if len(level) <= _NAMED else ''}. Of these {cheapest['name']} is the "
             f"cheapest: {page.number(cheapest['adapt_s'], 1)} s for all tasks, the best takes "
             f"{page.number(best['adapt_s'], 1)} s."
         )
-    elif len(behind):
-        yield f"On equal seeds it is ahead of all {len(behind)} others."
+    elif others:
+        yield f"On equal seeds it is ahead of all {len(others)} others."
     compared = rows.dropna(subset=["difference_low"])
     if len(compared):
         ahead, after = (compared["difference_low"] > 0).sum(), (compared["difference_high"] < 0).sum()
@@ -106,13 +106,6 @@ def _of_size(rows: pd.DataFrame, returns: pd.DataFrame) -> Iterator[str]:
             f"Of {len(compared)} compared with the reference, {ahead} are ahead of it, {after} behind, "
             f"{len(compared) - ahead - after} not told apart."
         )
-
-
-def _behind(returns: pd.DataFrame, best: pd.Series, row: Mapping[str, Any]) -> Interval:
-    """Return by how much the best is ahead of another, on equal seeds."""
-    by_cell = {cell: own.set_index("training_seed")["return"] for cell, own in returns.groupby(CELL)}
-    ours, theirs = (by_cell[tuple(each[name] for name in CELL)] for each in (best, row))
-    return student_interval((ours - theirs).dropna().to_numpy())
 
 
 def _names(rows: pd.DataFrame) -> pd.Series:
