@@ -62,7 +62,7 @@ def _table(summary: dict[str, Any]) -> Table:
     seen = "also trained on" if family.tests_on_training_tasks else "never seen in training"
     table = Table(title=f"{family.name}: {tasks} {seen}", caption=family.caution or None)
     success = ["success"] if family.has_success else []
-    for column in ("method", "mean return (95 % int.)", "normalised", *success, "wall time"):
+    for column in ("method", "mean return (95 % int.)", "normalised", *success, "seconds"):
         table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for method, result in summary["methods"].items():
         table.add_row(
@@ -70,7 +70,7 @@ def _table(summary: dict[str, Any]) -> Table:
             f"{result['mean']:.1f} ({result['ci_low']:.1f} to {result['ci_high']:.1f})",
             f"{result['normalised']:.3f}",
             *(f"{result['success']:.0%}" for _ in success),
-            f"{result['seconds_adapt'] + result['seconds']:.0f} s",
+            f"{result['seconds_adapt'] + result['seconds']:.0f}",
         )
     return table
 

@@ -148,6 +148,7 @@ IMPOSSIBLE = {
     "pretraining__optimisation__use": ["first", "best"],
     "pretraining__statistics": ["validation"],
     "pretraining__loss__accumulation": [0],
+    "pretraining__loss__window_steps": [-1, 21],
     "rounds__files": [0],
     "rounds__steps": [0],
     "validation__prompts": [0],

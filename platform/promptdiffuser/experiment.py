@@ -196,11 +196,12 @@ class Experiment:
                 f"and backbone.prompt_length ({self.backbone.prompt_length}) must be below it"
             )
         longest = self.backbone.window_steps or family.horizon
-        if self.guidance.window_steps > longest:
-            raise ValueError(
-                f"guidance.window_steps ({self.guidance.window_steps}) must not exceed the {longest} steps that the "
-                "backbone is trained on"
-            )
+        for name, steps in (
+            ("pretraining.loss.window_steps", self.pretraining.loss.window_steps),
+            ("guidance.window_steps", self.guidance.window_steps),
+        ):
+            if steps > longest:
+                raise ValueError(f"{name} ({steps}) must not exceed the {longest} steps that the backbone takes")
         if self.evaluation.horizon > family.horizon:
             raise ValueError(
                 f"evaluation.horizon ({self.evaluation.horizon}) must not exceed the horizon of {family.name} "

@@ -119,7 +119,7 @@ def _prepare(kind: str, training: BackboneTraining, dataset: Dataset) -> None:
         model = StraightforwardBackbone(training.backbone, FAMILY.observation_dim, FAMILY.action_dim, FAMILY.horizon)
         _advance = StraightforwardTraining(model, resident, pool, planner).advance
     else:
-        loss = BackboneLossConfig(BATCH, "fp32" if kind == "fp32" else "bf16", compile=kind == "compiled")
+        loss = BackboneLossConfig(BATCH, precision="fp32" if kind == "fp32" else "bf16", compile=kind == "compiled")
         task = replace(training, loss=loss).learning_task(resident, pool, CPU)
         _advance = Engine(task, training.optimisation, alone).advance
 

@@ -1,6 +1,7 @@
 """Pre-training's loss and gradient, computed by one worker, by two, and row by row."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,18 +16,20 @@ from tests.learning.workers import shares_of_one_and_of_two_workers
 CPU = torch.device("cpu")
 
 
+@pytest.mark.parametrize(("window_steps", "size"), [(0, 4), (3, 3)])
 def test_loss_is_the_mean_over_the_valid_steps_of_the_batch(
-    backbone_training: BackboneTraining, episodes: Episodes
+    backbone_training: BackboneTraining, episodes: Episodes, window_steps: int, size: int
 ) -> None:
     """Each window decoded alone and cut at its episode's end, so nothing is padded and nothing is weighted."""
-    resident, pool = make_resident(backbone_training, episodes, CPU)
-    task = backbone_training.learning_task(resident, pool, CPU)
-    plan = backbone_training.planner(pool.index).at(0)
+    training = replace(backbone_training, loss=replace(backbone_training.loss, window_steps=window_steps))
+    resident, pool = make_resident(training, episodes, CPU)
+    task = training.learning_task(resident, pool, CPU)
+    plan = training.planner(pool.index).at(0)
     errors = []
     for row in range(8):
         rows = np.array([row])
         left = int(episodes.lengths[plan.episodes[row]] - plan.starts[row])
-        history = resident.segments(plan.episodes[rows], plan.starts[rows], min(left, 4))
+        history = resident.segments(plan.episodes[rows], plan.starts[rows], min(left, size))
         actions = task.model(history, pool.prompts_at(plan.prompt_episodes[rows]))
         errors.append((actions - history.actions).square().flatten())
     assert len({len(error) for error in errors}) > 1, "no window of this batch is padded"
@@ -42,7 +45,7 @@ def test_shares_of_two_workers_sum_to_that_of_one(
     backbone_training: BackboneTraining, episodes: Episodes, batch_size: int
 ) -> None:
     """With a batch of one, a worker has nothing to do and adds zero."""
-    training = replace(backbone_training, loss=BackboneLossConfig(batch_size, "fp32"))
+    training = replace(backbone_training, loss=BackboneLossConfig(batch_size, precision="fp32"))
     one, first, second = shares_of_one_and_of_two_workers(training, episodes)
     assert one.gradients_GP.abs().max() > 0
     torch.testing.assert_close(first.gradients_GP + second.gradients_GP, one.gradients_GP)
@@ -59,7 +62,7 @@ def test_every_step_sees_another_batch(backbone_training: BackboneTraining, epis
 def test_bf16_computes_the_same_loss_roughly(backbone_training: BackboneTraining, episodes: Episodes) -> None:
     losses = {}
     for precision in ("fp32", "bf16"):
-        training = replace(backbone_training, loss=BackboneLossConfig(8, precision))
+        training = replace(backbone_training, loss=BackboneLossConfig(8, precision=precision))
         task = training.learning_task(*make_resident(training, episodes, CPU), CPU)
         losses[precision] = task.share(FlatParameters(task.model), 0).scalars["loss"]
         assert losses[precision].dtype == torch.float32
@@ -78,8 +81,8 @@ def test_training_has_dropout_and_a_frozen_backbone_has_neither_it_nor_gradients
 
 
 @pytest.mark.parametrize(
-    ("values", "field"), [((0, "fp32"), "batch_size"), ((8, "fp8"), "precision"), ((8, "fp32", 0), "accumulation")]
+    "values", [{"batch_size": 0}, {"window_steps": -1}, {"precision": "fp8"}, {"accumulation": 0}], ids=str
 )
-def test_impossible_loss_is_refused_by_name(values: tuple[int, str], field: str) -> None:
-    with pytest.raises(ValueError, match=field):
-        BackboneLossConfig(*values)
+def test_impossible_loss_is_refused_by_name(values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(values))):
+        BackboneLossConfig(**values)

@@ -27,7 +27,10 @@ def test_pieces_of_a_batch_add_up_to_it(
     backbone_training: BackboneTraining, diffuser_training: DiffuserTraining, episodes: Episodes, pieces: int
 ) -> None:
     for whole, cut in (
-        (backbone_training, replace(backbone_training, loss=BackboneLossConfig(8, "fp32", accumulation=pieces))),
+        (
+            backbone_training,
+            replace(backbone_training, loss=BackboneLossConfig(8, precision="fp32", accumulation=pieces)),
+        ),
         (
             diffuser_training,
             replace(diffuser_training, guidance=GuidanceConfig(batch_size=8, precision="fp32", accumulation=pieces)),
@@ -77,7 +80,7 @@ def test_a_gradient_that_is_infinite_at_every_scale_stays_so() -> None:
 
 def test_fp16_trains_the_backbone_like_fp32(backbone_training: BackboneTraining, episodes: Episodes) -> None:
     exact = share_of(backbone_training, episodes)
-    half = share_of(replace(backbone_training, loss=BackboneLossConfig(8, "fp16")), episodes)
+    half = share_of(replace(backbone_training, loss=BackboneLossConfig(8, precision="fp16")), episodes)
     torch.testing.assert_close(half.scalars["loss"], exact.scalars["loss"], rtol=5e-3, atol=0)
     apart = (half.gradients_GP - exact.gradients_GP).norm() / exact.gradients_GP.norm()
     assert 0 < apart < 0.02
@@ -86,6 +89,8 @@ def test_fp16_trains_the_backbone_like_fp32(backbone_training: BackboneTraining,
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
 def test_the_compiled_network_has_the_same_gradient(backbone_training: BackboneTraining, episodes: Episodes) -> None:
     exact = share_of(backbone_training, episodes)
-    compiled = share_of(replace(backbone_training, loss=BackboneLossConfig(8, "fp32", compile=True)), episodes)
+    compiled = share_of(
+        replace(backbone_training, loss=BackboneLossConfig(8, precision="fp32", compile=True)), episodes
+    )
     torch.testing.assert_close(compiled.scalars["loss"], exact.scalars["loss"])
     torch.testing.assert_close(compiled.gradients_GP, exact.gradients_GP, rtol=1e-3, atol=1e-6)

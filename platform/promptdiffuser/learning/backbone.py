@@ -20,6 +20,9 @@ class BackboneLossConfig:
 
     batch_size: int = 480
     """Windows in a global batch, each with a prompt of its own (the public code: 16 for every training task)."""
+    window_steps: int = 0
+    """Steps of these windows; 0 is the longest that the backbone takes. With banded attention that is whole episodes;
+    as many steps in shorter windows come from more episodes and prompts, but their first ones see less history."""
     precision: Precision = "auto"
     """auto (the best the hardware has), fp32, bf16, or fp16 with scaled losses."""
     accumulation: int = 1
@@ -28,10 +31,12 @@ class BackboneLossConfig:
     """Compile the network by torch.compile: a minute at the start, for trainings that last much longer."""
 
     def __post_init__(self) -> None:
-        """Refuse an empty batch and an unknown precision."""
+        """Refuse an empty batch, impossible windows and an unknown precision."""
         for name in ("batch_size", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.window_steps < 0:
+            raise ValueError(f"window_steps must not be negative, got {self.window_steps}")
         check_precision("precision", self.precision)
 
 

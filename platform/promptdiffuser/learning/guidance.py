@@ -90,8 +90,8 @@ class GuidanceConfig(ScheduledWeight):
     batch_size: int = 64
     """History windows, each with a generated prompt, in the downstream loss of one update."""
     window_steps: int = 0
-    """Steps of these windows; 0 is what the backbone was trained on. A backbone with banded attention was trained on
-    whole episodes, but shorter windows show as many actions behind more prompts; their first steps see less history."""
+    """Steps of these windows; 0 is the longest that the backbone takes. With banded attention that is whole episodes,
+    but shorter windows show as many actions behind more prompts; their first steps see less history."""
     accumulation: int = 1
     """Pieces that a worker cuts its part of that batch into, to need less memory; their gradients are added up."""
     precision: Precision = "auto"

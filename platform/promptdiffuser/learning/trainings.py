@@ -110,9 +110,9 @@ class BackboneTraining:
         return Normaliser(**self.statistics)
 
     def planner(self, index: EpisodeIndex) -> Planner:
-        """Draw windows of the size that the backbone sees."""
-        address = (self.seed, "pretrain")
-        return Planner(index, self.loss.batch_size, self.backbone.window_steps, address, rounds=self.rounds)
+        """Draw windows of the configured size, or of the longest that the backbone takes."""
+        address, steps = (self.seed, "pretrain"), self.loss.window_steps or self.backbone.window_steps
+        return Planner(index, self.loss.batch_size, steps, address, rounds=self.rounds)
 
     def learning_task(self, windows: WindowSource, pool: PromptPool, device: torch.device) -> BackboneLearning:
         """Build a new backbone and its task."""

@@ -41,7 +41,7 @@ class TuningConfig:
     batch_steps: int = 40
     """Steps of history in one update, of every prompt where prompts are tuned, in windows; one window at least."""
     window_steps: int = 0
-    """Steps of a window; 0 is what the backbone was trained on, and never more. With banded attention that is whole
+    """Steps of a window; 0 is the longest that the backbone takes, and never more. With banded attention that is whole
     episodes; shorter windows take less time, and their first steps see less history."""
     held_out_episodes: int = 1
     """Last few-shot episodes that the updates do not see and the number of updates is chosen on; 0 takes the last
@@ -86,7 +86,7 @@ def window_planner(
 ) -> Planner:
     """Return what draws windows of about `batch_steps` steps in all, one at least, for each of some groups.
 
-    A window has `window_steps` steps; with 0, and at most, what the backbone was trained on.
+    A window has `window_steps` steps; with 0, and at most, as many as the backbone takes.
     """
     longest = backbone.config.window_steps or int(index.lengths.max())
     size = min(window_steps or longest, longest)

@@ -88,7 +88,7 @@ class Cost:
     environment_episodes: int = 0
     """Episodes played in the target task's simulator."""
     seconds: float = 0.0
-    """Wall time of the adaptation; measured by the caller."""
+    """Time of the adaptation: the processor's on a CPU, that of the clock on a GPU; measured by the caller."""
     memory_gib: float = 0.0
     """Peak memory of the process, GiB, what was there before included; measured by the caller."""
 

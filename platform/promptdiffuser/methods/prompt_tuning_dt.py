@@ -32,7 +32,7 @@ class PromptTuningDTConfig(RankSearchConfig):
     """Steps of history that a perturbation is scored on, in windows; one window at least. All perturbations of a prompt
     in one update see the same (two batches of 256 windows of 5 steps in the author's code)."""
     window_steps: int = 0
-    """Steps of a window; 0 is what the backbone was trained on, and never more."""
+    """Steps of a window; 0 is the longest that the backbone takes, and never more."""
     precision: Precision = "auto"
     """Number format of the backbone's products."""
 

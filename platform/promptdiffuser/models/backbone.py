@@ -72,7 +72,7 @@ class BackboneConfig:
 
     @property
     def window_steps(self) -> int | None:
-        """Steps of the history windows to train on; None is whole episodes."""
+        """Steps of the longest history windows that it takes; None is whole episodes."""
         return None if self.attention == "banded" else self.history
 
 
