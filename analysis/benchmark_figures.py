@@ -40,15 +40,27 @@ def return_for_cost(rows: pd.DataFrame) -> Figure:
 
 
 def _draw(axes: Axes, rows: pd.DataFrame, front: pd.DataFrame) -> None:
-    around = (rows["return"] - rows["return_low"]).fillna(0.0)
     axes.errorbar(
-        rows["adapt_s"], rows["return"], yerr=around, fmt="o", markersize=4, color=QUIET_INK, elinewidth=0.9, alpha=0.8
+        rows["adapt_s"],
+        rows["return"],
+        yerr=_half_widths(rows),
+        fmt="o",
+        markersize=4,
+        color=QUIET_INK,
+        elinewidth=0.9,
+        alpha=0.8,
     )
     axes.step(front["adapt_s"], front["return"], where="post", color=_FRONT, linewidth=1.5)
     axes.scatter(front["adapt_s"], front["return"], s=42, color=_FRONT, zorder=4)
     axes.set_xscale("log")
     axes.set_xlabel("seconds of one core to adapt to all test tasks", color=QUIET_INK)
     axes.set_ylabel("mean return", color=QUIET_INK)
+
+
+def _half_widths(rows: pd.DataFrame) -> pd.Series:
+    """Return half of each interval, which lies evenly around the return; 0 over a single seed, which has none."""
+    widths: pd.Series = rows["return"] - rows["return_low"]
+    return widths.fillna(0.0)
 
 
 def return_by_size(rows: pd.DataFrame) -> Figure:
@@ -61,12 +73,11 @@ def return_by_size(rows: pd.DataFrame) -> Figure:
     axes = figure.subplots()
     for number, (name, own) in enumerate(rows.groupby("name", sort=False)):
         own = own.sort_values("few_shot_episodes")
-        around = (own["return"] - own["return_low"]).fillna(0.0)
         colour, style = RUN_COLOURS[number % len(RUN_COLOURS)], ("-", "--", ":", "-.")[number // len(RUN_COLOURS) % 4]
         axes.errorbar(
             own["few_shot_episodes"],
             own["return"],
-            yerr=around,
+            yerr=_half_widths(own),
             color=colour,
             linestyle=style,
             marker="o",

@@ -23,8 +23,13 @@ TRAINING_WINDOW_STEPS = 25
 WINDOW_STEPS = 20
 DENOISING_STEPS = 4_000
 """Most of what L_DM alone can do for a diffuser with a task context, on validation tasks (docs/guidance.md)."""
-TUNED = ("prompt_tensor_tuning", "soft_prompt", "prompt_tuning_dt", "adapters", "lora", "fine_tuning")
-"""Methods whose few-shot loss looks at windows."""
+TUNED_PROMPTS = ("prompt_tensor_tuning", "soft_prompt", "prompt_tuning_dt")
+TUNED_WEIGHTS = ("adapters", "lora", "fine_tuning")
+"""Settings of the methods whose few-shot loss looks at windows."""
+PROMPTS = 10
+"""Prompts of a target task."""
+STEPS_A_PROMPT = 40
+"""Steps that one update of a prompt looks at; weights look at those of all prompts."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,11 @@ def banded_quickstart(name: str) -> Experiment:
     """
     base = quickstart()
     pretraining, adaptation = base.pretraining, base.adaptation
-    tuned = {name: replace(getattr(adaptation, name), window_steps=WINDOW_STEPS) for name in TUNED}
+    batch_steps = dict.fromkeys(TUNED_PROMPTS, STEPS_A_PROMPT) | dict.fromkeys(TUNED_WEIGHTS, PROMPTS * STEPS_A_PROMPT)
+    tuned = {
+        name: replace(getattr(adaptation, name), window_steps=WINDOW_STEPS, batch_steps=steps)
+        for name, steps in batch_steps.items()
+    }
     return replace(
         base,
         name=name,
@@ -130,8 +139,13 @@ def banded_quickstart(name: str) -> Experiment:
             optimised_prompts=replace(base.diffuser.optimised_prompts, window_steps=WINDOW_STEPS),
         ),
         # Fifteen episodes of a round take nearly as long as 25.
-        adaptation=replace(adaptation, prompt_bandit=replace(adaptation.prompt_bandit, at_a_time=25), **tuned),
-        evaluation=replace(base.evaluation, prompts=10, episodes_per_prompt=2),
+        adaptation=replace(
+            adaptation,
+            prompt_bandit=replace(adaptation.prompt_bandit, at_a_time=25),
+            best_of=replace(adaptation.best_of, batch_steps=200),
+            **tuned,
+        ),
+        evaluation=replace(base.evaluation, prompts=PROMPTS, episodes_per_prompt=2),
     )
 
 

@@ -63,6 +63,16 @@ def connect(cluster: ClusterConfig, trials: int = 0, validates: bool = False, da
         _require_dashboard()
 
 
+def cpus_of_a_core() -> int:
+    """Return how many of the cluster's CPUs stand for a core of its only node; 1 where there are several nodes.
+
+    A local cluster declares more CPUs than there are cores, so that what waits fits beside what computes.
+    """
+    if sum(node["Alive"] for node in ray.nodes()) > 1:
+        return 1
+    return max(1, int(ray.cluster_resources()["CPU"]) // len(os.sched_getaffinity(0)))
+
+
 def _require_dashboard() -> None:
     """Ask the dashboard for the nodes: Ray Train, inside a Tune trial that ends early, frees its place through it."""
     try:
