@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,9 @@ import torch
 
 from promptdiffuser.distributed.tasks import run_tasks
 from promptdiffuser.errors import UserError
+
+CPUS, CORES = 6, len(os.sched_getaffinity(0))
+"""What the session's cluster declares, and what there is."""
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -55,6 +59,12 @@ def die_once(marker: Path, number: int) -> int:
     return number + 10
 
 
+def span(number: int) -> tuple[float, float]:
+    began = time.monotonic()
+    time.sleep(0.3)
+    return began, time.monotonic()
+
+
 def test_every_item_comes_with_its_result_from_another_process() -> None:
     results = list(run_tasks(squared_here, [3, 1, 2, 3]))
     assert sorted((item, value) for item, (value, _) in results) == [(1, 1), (2, 4), (3, 9), (3, 9)]
@@ -67,6 +77,14 @@ def test_no_items_are_no_results() -> None:
 
 def test_work_has_one_thread_whatever_its_process_did_before() -> None:
     assert {result for _, result in run_tasks(threads, [3] * 6)} == {1}
+
+
+@pytest.mark.skipif(CORES >= CPUS, reason="the session's cluster does not declare more CPUs than there are cores")
+def test_no_more_run_at_a_time_than_there_are_cores() -> None:
+    """The session's cluster has room for more."""
+    spans = [result for _, result in run_tasks(span, list(range(4 * CORES)))]
+    at_a_time = [sum(began <= start < ended for began, ended in spans) for start, _ in spans]
+    assert max(at_a_time) == CORES
 
 
 def test_the_first_error_ends_the_iteration_as_what_it_is() -> None:

@@ -63,14 +63,13 @@ def connect(cluster: ClusterConfig, trials: int = 0, validates: bool = False, da
         _require_dashboard()
 
 
-def cpus_of_a_core() -> int:
-    """Return how many of the cluster's CPUs stand for a core of its only node; 1 where there are several nodes.
+def cores_of_overcommitted() -> int | None:
+    """Return the cores of a cluster whose only node declares more CPUs than it has cores; None of any other cluster.
 
-    A local cluster declares more CPUs than there are cores, so that what waits fits beside what computes.
+    A local cluster does, so that what waits fits beside what computes.
     """
-    if sum(node["Alive"] for node in ray.nodes()) > 1:
-        return 1
-    return max(1, int(ray.cluster_resources()["CPU"]) // len(os.sched_getaffinity(0)))
+    num_nodes, cores = sum(node["Alive"] for node in ray.nodes()), len(os.sched_getaffinity(0))
+    return cores if num_nodes == 1 and ray.cluster_resources()["CPU"] > cores else None
 
 
 def _require_dashboard() -> None:

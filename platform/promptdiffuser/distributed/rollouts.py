@@ -40,15 +40,24 @@ class RolloutActor:
     def __init__(self, family: str, on_gpu: bool) -> None:
         torch.set_num_threads(1)
         self._stepper = EpisodeStepper(get_family(family), torch.device("cuda" if on_gpu else "cpu"))
+        self._publication: Any = None
+        self._shared: Any = None
 
     # Without retries a call is refused while Ray starts the actor again.
     @ray.method(max_task_retries=SILENT_RESTARTS)
     def ready(self) -> None:
         """Answer once the actor has started."""
 
-    def run(self, block: Block[Any], shared: Any) -> tuple[Any, float]:
-        """Run a block with what was published to all actors; return its result and the process's peak memory, GiB."""
-        result = block.run(self._stepper, shared)
+    def run(self, block: Block[Any], publication: list[Any]) -> tuple[Any, float]:
+        """Run a block with what was published to all actors; return its result and the process's peak memory, GiB.
+
+        `publication` holds the reference: Ray would unpickle an argument for every block, which may take longer than
+        the block where many policies have weights of their own.
+        """
+        if publication != self._publication:
+            self._publication = self._shared = None  # what was published before goes first
+            self._publication, self._shared = publication, ray.get(publication[0])
+        result = block.run(self._stepper, self._shared)
         return result, peak_gib()
 
 
@@ -81,7 +90,7 @@ class RolloutPool:
         Raises:
             RuntimeError: A block's actor died `BLOCK_ATTEMPTS` times, or no actor can be started.
         """
-        reference = ray.put(shared)
+        publication = [ray.put(shared)]
         waiting, attempts = deque(range(len(blocks))), Counter[int]()
         # An actor is given work once it has answered: one that still waits for a place in the cluster holds nobody up.
         starting = {actor.ready.remote(): _Member(actor) for actor in self._actors}
@@ -92,7 +101,7 @@ class RolloutPool:
                 for member in alive:
                     if waiting and len(member.blocks) == ahead:
                         number = waiting.popleft()
-                        answer = member.actor.run.remote(blocks[number], reference)
+                        answer = member.actor.run.remote(blocks[number], publication)
                         member.blocks[answer], working[answer] = number, member
             if not starting and not working:
                 raise RuntimeError(f"every rollout actor died {SILENT_RESTARTS} times without finishing a block")
