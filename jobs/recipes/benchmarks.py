@@ -22,7 +22,8 @@ TRAINING_WINDOW_STEPS = 25
 (docs/evaluation.md)."""
 WINDOW_STEPS = 20
 DENOISING_STEPS = 4_000
-"""Most of what L_DM alone can do for a diffuser with a task context, on validation tasks (docs/guidance.md)."""
+"""With guided updates after them about as good as 6,000 on validation tasks, though by L_DM alone they are far behind
+(docs/guidance.md); what fits into the time of the benchmark of all methods."""
 TUNED_PROMPTS = ("prompt_tensor_tuning", "soft_prompt", "prompt_tuning_dt")
 TUNED_WEIGHTS = ("adapters", "lora", "fine_tuning")
 """Settings of the methods whose few-shot loss looks at windows."""
@@ -138,7 +139,7 @@ def banded_quickstart(name: str) -> Experiment:
             guidance_start=0,
             optimised_prompts=replace(base.diffuser.optimised_prompts, window_steps=WINDOW_STEPS),
         ),
-        # Fifteen episodes of a round take nearly as long as 25.
+        # A round of 25 episodes takes a quarter longer than one of fifteen.
         adaptation=replace(
             adaptation,
             prompt_bandit=replace(adaptation.prompt_bandit, at_a_time=25),

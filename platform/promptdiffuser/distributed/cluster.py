@@ -68,7 +68,7 @@ def cores_of_overcommitted() -> int | None:
 
     A local cluster does, so that what waits fits beside what computes.
     """
-    num_nodes, cores = sum(node["Alive"] for node in ray.nodes()), len(os.sched_getaffinity(0))
+    num_nodes, cores = sum(node["Alive"] for node in ray.nodes()), os.cpu_count() or 1
     return cores if num_nodes == 1 and ray.cluster_resources()["CPU"] > cores else None
 
 
