@@ -22,6 +22,7 @@ from promptdiffuser.evaluation.stepping import EpisodeRequest, EpisodeStepper
 from promptdiffuser.experiment import ClusterConfig
 from promptdiffuser.learning.backbone import freeze
 from promptdiffuser.learning.model_folders import build_backbone
+from promptdiffuser.learning.precision import best_precision
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.experts import RandomPolicy
@@ -47,16 +48,15 @@ class Way:
     blocks: int
 
 
-WAYS = {
-    "cached bf16": Way("banded", "bf16", 6),
-    "cached fp32": Way("banded", "fp32", 4),
-    "recomputed bf16": Way("full", "bf16", 2),
-    "recomputed fp32": Way("full", "fp32", 1),
-}
+WAYS = {"cached fp32": Way("banded", "fp32", 4), "recomputed fp32": Way("full", "fp32", 1)}
+BF16_WAYS = {"cached bf16": Way("banded", "bf16", 6), "recomputed bf16": Way("full", "bf16", 2)}
+"""Only where the hardware multiplies bf16: elsewhere torch emulates it, twenty times slower than fp32."""
 
 
 def run() -> list[Value | Ratio]:
     """Measure all by turns, so that a busy machine slows all of them alike; the public backbone size."""
+    has_bf16 = best_precision(torch.device("cpu")) == "bf16"
+    ways = WAYS | BF16_WAYS if has_bf16 else WAYS
     requests = [EpisodeRequest(task, seed) for seed, task in enumerate(FAMILY.train_tasks)]
     episodes = EpisodeStepper(FAMILY).run(requests, RandomPolicy(FAMILY))
     normaliser = Normaliser.fit([episodes], FAMILY.return_scale)
@@ -80,9 +80,9 @@ def run() -> list[Value | Ratio]:
 
     works: dict[str, Callable[[], float]] = {
         "raw": lambda: sum(processes.map(_step_raw, [played] * CORES)),
-        **{name: lambda way=way: turn(way, CORES) for name, way in WAYS.items()},
-        "one actor": lambda: turn(WAYS["cached bf16"], 1),
-        "straightforward": lambda: processes.apply(_decide_in_batch, (published["full"],)),
+        **{name: lambda way=way: turn(way, CORES) for name, way in ways.items()},
+        "one actor": lambda: turn(WAYS["cached fp32"], 1),
+        "straightforward": lambda: processes.apply(_decide_in_batch, (published["full"], has_bf16)),
         "one at a time": lambda: processes.apply(_decide_one_at_a_time, (published["full"],)),
     }
     taken: dict[str, list[float]] = {name: [] for name in works}
@@ -100,16 +100,23 @@ def run() -> list[Value | Ratio]:
     def ratio(name: str, ours: str, other: str, other_is: str) -> Ratio:
         return Ratio(name, rates[ours] / rates[other], rates[ours], rates[other], "policy steps/s", other_is, COMMAND)
 
-    raw = "raw stepping, one process a core"
-    return [
-        Value("eval.recompute_steps_per_s", rates["recomputed bf16"], "policy steps/s", COMMAND),
+    raw, alone = "raw stepping, one process a core", "one at a time, fp32, without physics"
+    measured: list[Value | Ratio] = [
         Value("eval.recompute_fp32_steps_per_s", rates["recomputed fp32"], "policy steps/s", COMMAND),
-        ratio("eval.recompute_over_serial", "recomputed bf16", "one at a time", "one at a time, without physics"),
-        ratio("eval.recompute_over_straightforward", "recomputed bf16", "straightforward", "straightforward, bf16"),
-        ratio("eval.cached_over_raw", "cached bf16", "raw", raw),
+        ratio("eval.recompute_fp32_over_serial", "recomputed fp32", "one at a time", alone),
         ratio("eval.cached_fp32_over_raw", "cached fp32", "raw", raw),
-        ratio("eval.two_actors_over_one", "cached bf16", "one actor", "one actor"),
+        ratio("eval.two_actors_over_one", "cached fp32", "one actor", "one actor"),
         Value("eval.actor_peak_memory", memory_gib, "GiB", COMMAND),
+    ]
+    if not has_bf16:
+        loop = ratio("eval.recompute_fp32_over_straightforward", "recomputed fp32", "straightforward", "batched, fp32")
+        return [*measured, loop]
+    return [
+        *measured,
+        Value("eval.recompute_steps_per_s", rates["recomputed bf16"], "policy steps/s", COMMAND),
+        ratio("eval.recompute_over_serial", "recomputed bf16", "one at a time", alone),
+        ratio("eval.recompute_over_straightforward", "recomputed bf16", "straightforward", "batched, bf16"),
+        ratio("eval.cached_over_raw", "cached bf16", "raw", raw),
     ]
 
 
@@ -150,9 +157,9 @@ def _straightforward(policies: AdaptedPolicies, num: int, bf16: bool) -> Straigh
     return StraightforwardPolicy(model, prompts, CONFIG.history, bf16)
 
 
-def _decide_in_batch(policies: AdaptedPolicies) -> float:
-    """Return policy steps a second of one batch of episodes in bf16, stepped in a loop over its environments."""
-    policy = _straightforward(policies, STRAIGHTFORWARD_EPISODES, bf16=True)
+def _decide_in_batch(policies: AdaptedPolicies, bf16: bool) -> float:
+    """Return policy steps a second of one batch of episodes, stepped in a loop over its environments."""
+    policy = _straightforward(policies, STRAIGHTFORWARD_EPISODES, bf16)
     envs: list[Any] = [FAMILY.make(FAMILY.test_tasks[0]) for _ in range(STRAIGHTFORWARD_EPISODES)]
     observations = np.stack([env.reset(seed=seed)[0] for seed, env in enumerate(envs)])
     started, steps = time.perf_counter(), 60

@@ -75,8 +75,9 @@ def test_an_adapter_is_a_bottleneck_behind_the_layer() -> None:
 
 
 @pytest.mark.parametrize("attention", ["full", "banded"])
-def test_adapted_backbones_decide_step_by_step_as_they_do_at_once(attention: str) -> None:
-    plain = network(attention=attention)
+@pytest.mark.parametrize("heads", [1, 2])
+def test_adapted_backbones_decide_step_by_step_as_they_do_at_once(attention: str, heads: int) -> None:
+    plain = network(attention=attention, heads=heads)
     model = moved(add_adapters(copy.deepcopy(plain), 3, generator()))
     assert not torch.allclose(model(HISTORY, PROMPT), plain(HISTORY, PROMPT))
     player = Player(model, make_decoder(model, ROWS, torch.float64))

@@ -67,12 +67,13 @@ FIELDS = dataclasses.fields(Segments)
 
 @pytest.mark.parametrize("attention", ["full", "banded"])
 @pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize("history", [1, 4, HORIZON])
 @pytest.mark.parametrize("sees", [{}, {"sees_prompt": False}, {"sees_returns": False}], ids=["all", "mt-orl", "bc"])
 def test_every_decision_is_that_of_the_whole_whenever_its_row_began(
-    attention: str, layers: int, history: int, sees: dict[str, bool]
+    attention: str, layers: int, heads: int, history: int, sees: dict[str, bool]
 ) -> None:
-    model = network(attention=attention, layers=layers, history=history, **sees)
+    model = network(attention=attention, layers=layers, heads=heads, history=history, **sees)
     player = Player(model, make_decoder(model, ROWS, torch.float64))
     player.start([0, 1, 2])
     for step in range(HORIZON + 11):
@@ -103,8 +104,9 @@ def test_the_attention_chooses_the_decoder() -> None:
 
 
 @pytest.mark.parametrize("attention", ["full", "banded"])
-def test_another_number_format_leaves_the_backbone_as_it_was(attention: str) -> None:
-    model = network(attention=attention)
+@pytest.mark.parametrize("heads", [1, 2])
+def test_another_number_format_leaves_the_backbone_as_it_was(attention: str, heads: int) -> None:
+    model = network(attention=attention, heads=heads)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     decoder = make_decoder(model, ROWS, torch.float32)
     decoder.start(torch.arange(ROWS), segments(ROWS, 3, 2))

@@ -14,6 +14,7 @@ import torch
 from ray.exceptions import RayActorError, RayTaskError
 
 from promptdiffuser.evaluation.stepping import EpisodeStepper
+from promptdiffuser.learning.allocator import keep_freed_memory
 from promptdiffuser.memory import peak_gib
 from promptdiffuser.tasks import get_family
 
@@ -39,6 +40,7 @@ class RolloutActor:
 
     def __init__(self, family: str, on_gpu: bool) -> None:
         torch.set_num_threads(1)
+        keep_freed_memory()
         self._stepper = EpisodeStepper(get_family(family), torch.device("cuda" if on_gpu else "cpu"))
         self._publication: Any = None
         self._shared: Any = None

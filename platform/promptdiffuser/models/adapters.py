@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from promptdiffuser.models.backbone import Block, PromptDT
+from promptdiffuser.models.backbone import PromptDT, blocks_of
 
 
 class AdaptedLinear(nn.Linear):
@@ -92,13 +92,6 @@ def merge_low_rank(backbone: PromptDT) -> PromptDT:
     for layer in _changed_layers(backbone):
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
     return backbone
-
-
-def blocks_of(backbone: PromptDT) -> Iterable[Block]:
-    """Yield the blocks."""
-    for block in backbone.blocks:
-        assert isinstance(block, Block)
-        yield block
 
 
 def _changed_layers(backbone: PromptDT) -> Iterable[nn.Linear]:

@@ -18,6 +18,7 @@ The baselines without a prompt or without returns are this network told not to s
 (neither), Prompt-MT-BC (no returns); pdt_main.py's `--no-prompt` and `--no-rtg`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -117,18 +118,27 @@ class Block(nn.Module):
         """Return the tokens at the positions `keep`, each after attending to the tokens that `attend` shows it."""
         normal_BLD = self.attention_norm(x_BLD)
         inputs = (normal_BLD[:, keep], normal_BLD, normal_BLD)
-        weights, biases = self.attention_in.weight.chunk(3), self.attention_in.bias.chunk(3)
-        queries_keys_values = (F.linear(*of_one) for of_one in zip(inputs, weights, biases, strict=True))
-        mixed = attend(*(x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in queries_keys_values))
-        return self.finish(x_BLD[:, keep], mixed)
+        products = (F.linear(x, *layer) for x, layer in zip(inputs, self.queries_keys_values(), strict=True))
+        mixed = attend(*(x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in products))
+        return self.through_mlp(x_BLD[:, keep] + self.dropout(self.attention_out(mixed.transpose(1, 2).flatten(2))))
 
-    def finish(self, x_BQD: Tensor, mixed: Tensor) -> Tensor:
-        """Return the tokens that asked, after what they attended to, (B, H, Q, E), and the MLP."""
-        kept_BQD = x_BQD + self.dropout(self.attention_out(mixed.transpose(1, 2).flatten(2)))
+    def queries_keys_values(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Return weight (D, D) and bias (D,) of queries, of keys and of values."""
+        return tuple(zip(self.attention_in.weight.chunk(3), self.attention_in.bias.chunk(3), strict=True))
+
+    def through_mlp(self, kept_BQD: Tensor) -> Tensor:
+        """Return tokens (B, Q, D) after the MLP."""
         # Flat, because autograd copies what is changed in place in a view, as the output of a layer on three axes is.
         hidden_NE = F.relu(self.mlp_in(self.mlp_norm(kept_BQD).flatten(0, 1)), inplace=True)
         output_BQD: Tensor = kept_BQD + self.dropout(self.mlp_out(hidden_NE)).view_as(kept_BQD)
         return output_BQD
+
+
+def blocks_of(backbone: "PromptDT") -> Iterator[Block]:
+    """Yield the blocks."""
+    for block in backbone.blocks:
+        assert isinstance(block, Block)
+        yield block
 
 
 class PromptDT(nn.Module):
@@ -173,13 +183,10 @@ class PromptDT(nn.Module):
         tokens_BPD: Tensor = self.embed_prompt(prompt if self.config.sees_prompt else prompt.first(0))
         return tokens_BPD
 
-    def prompt_hidden(self, prompt: Prompt, attend: Attention | None = None) -> Tensor:
-        """Return what the blocks make of the prompt's tokens (B, P, D), which see none of the history.
-
-        `attend` stands in the place of causal attention among them, for those who keep keys and values.
-        """
+    def prompt_hidden(self, prompt: Prompt) -> Tensor:
+        """Return what the blocks make of the prompt's tokens (B, P, D), which see none of the history."""
         hidden_BPD: Tensor = self.embedding_norm(self.prompt_tokens(prompt))
-        attend = attend or causal_attention(hidden_BPD.shape[1], slice(None), hidden_BPD.device)
+        attend = causal_attention(hidden_BPD.shape[1], slice(None), hidden_BPD.device)
         for block in self.blocks:
             hidden_BPD = block(hidden_BPD, slice(None), attend)
         return hidden_BPD

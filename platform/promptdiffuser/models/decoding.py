@@ -1,13 +1,13 @@
 """Deciding one step at a time for many episodes, with everything kept that does not change.
 
-The prompt stands before the history and never sees it, so its keys and values in every layer are computed once an
-episode. What else can be kept depends on the attention:
+The prompt stands before the history and never sees it, so what the history sees of it in every layer is computed once
+an episode. What else can be kept depends on the attention:
 
-- banded: a token's keys and values depend on no later token and are seen for a fixed number of tokens. Each decision
+- banded: what is seen of a token depends on no later token, and is seen for a fixed number of tokens. Each decision
   computes its own three tokens; `CachedDecoder` is exact.
 - full, over a window that slides: the first token of the window goes with every step, and with it what all others saw,
   so cached hidden states would be wrong. What a token is before it has seen others stays: its embedding, and in the
-  first layer its query, key and value. `WindowDecoder` keeps these and computes the rest anew.
+  first layer its query and what others see of it. `WindowDecoder` keeps these and computes the rest anew.
 
 Rows are episodes; they begin at different moments, all write to the same place of a ring at every decision, and a row
 masks what was written before it began. A place holds the three tokens that a decision adds: the action of the step
@@ -21,15 +21,63 @@ import copy
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from promptdiffuser.data.windows import Segments
 from promptdiffuser.models.attention import causal_attention
-from promptdiffuser.models.backbone import Block, Prompt, PromptDT
+from promptdiffuser.models.backbone import Block, Prompt, PromptDT, blocks_of
 
 TOKENS_A_STEP = 3
 _HIDDEN = -1e30
 """Added to the scores of tokens that are not seen; finite, so that a row that sees nothing yields no NaN."""
+
+
+class _Layer:
+    """A block as decoding computes it: what asks, what is remembered of a token, and what becomes of a mixture of it.
+
+    With several heads, keys and values are remembered. With one, neither is needed: the normalised token m is
+    remembered, and two of a token's twelve D x D products are multiplied out beforehand. A score is
+    (W_q n + b_q) . (W_k m + b_k): so W_k^T (W_q n + b_q) asks and m is the key, as b_k adds the same to all scores of a
+    query, which softmax does not see. And a mixture's weights sum to 1, so W_o (W_v m + b_v) + b_o is computed of the
+    mixture of m instead of each m.
+    """
+
+    @torch.no_grad()
+    def __init__(self, exact: Block, block: Block) -> None:
+        """Take a block as it was trained, and the same in the decoder's number format."""
+        self.heads, self._block = block.heads, block
+        (query, *remembered), output = exact.queries_keys_values(), block.attention_out
+        if self.heads == 1:
+            ((key, _), (value, value_bias)), remembered = remembered, []
+            query = (key.mT @ query[0], query[1] @ key)
+            output = copy.deepcopy(exact.attention_out)
+            output.bias = nn.Parameter(output.weight @ value_bias + output.bias)
+            output.weight = nn.Parameter(output.weight @ value)
+        like = block.mlp_in.weight
+        self._query, self._output = [x.to(like) for x in query], output.to(like)
+        self._remembered = [[x.to(like) for x in of_one] for of_one in remembered]
+        self.num_remembered = len(remembered) or 1
+
+    def norm(self, x_BQD: Tensor) -> Tensor:
+        """Return the tokens as attention reads them."""
+        normal_BQD: Tensor = self._block.attention_norm(x_BQD)
+        return normal_BQD
+
+    def queries(self, normal_BQD: Tensor) -> Tensor:
+        """Return (B, H, Q, E)."""
+        return self._split(F.linear(normal_BQD, *self._query))
+
+    def remembered(self, normal_BQD: Tensor) -> list[Tensor]:
+        """Return what is kept of tokens, each (B, H, Q, E): the first is their keys, the last is their values."""
+        return [self._split(F.linear(normal_BQD, *of_one)) for of_one in self._remembered] or [self._split(normal_BQD)]
+
+    def finish(self, kept_BQD: Tensor, mixed: Tensor) -> Tensor:
+        """Return the tokens that asked, after what they attended to, (B, H, Q, E), and the MLP."""
+        return self._block.through_mlp(kept_BQD + self._output(mixed.transpose(1, 2).flatten(2)))
+
+    def _split(self, x_BQ: Tensor) -> Tensor:
+        split: Tensor = x_BQ.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return split
 
 
 class Decoder:
@@ -46,7 +94,7 @@ class Decoder:
         config = backbone.config
         self.backbone = copy.deepcopy(backbone).to(dtype) if _dtype_of(backbone) != dtype else backbone
         self.dtype, self.device = dtype, backbone.action_head.weight.device
-        self.heads, self.layers = config.heads, config.layers
+        self.layers = [_Layer(*pair) for pair in zip(blocks_of(backbone), blocks_of(self.backbone), strict=True)]
         self.num_prompt = TOKENS_A_STEP * config.prompt_length * config.sees_prompt
         self.places = self.num_places(config.history)
         self._now = 0
@@ -57,9 +105,11 @@ class Decoder:
         """Of each row: steps decided already in its episode."""
         num_tokens = self.num_prompt + TOKENS_A_STEP * self.places
         shape = (num_rows, config.heads, num_tokens, config.width // config.heads)
-        self._keys, self._values = (
-            [torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(config.layers)] for _ in range(2)
-        )
+        self._memory = [
+            [torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(layer.num_remembered)]
+            for layer in self.layers
+        ]
+        """Of each layer: what is remembered of the prompt's tokens and the ring's."""
         self._embedding, self._times = self._one_embedding()
         self._biases: dict[int, Tensor] = {}
         """Place -> what is added to the scores once the ring is full in every row."""
@@ -77,17 +127,15 @@ class Decoder:
         self.steps_B[rows_N], self._since_start = 0, 0
         if not self.num_prompt:
             return
-        causal = causal_attention(self.num_prompt, slice(None), self.device)
-        remembered: list[tuple[Tensor, Tensor]] = []
-
-        def remembering(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            remembered.append((key, value))
-            return causal(query, key, value)
-
         of_prompt = slice(0, self.num_prompt)
-        self.backbone.prompt_hidden(self._in_format(prompts), remembering)
-        for layer, (key, value) in enumerate(remembered):
-            self._keys[layer][rows_N, :, of_prompt], self._values[layer][rows_N, :, of_prompt] = key, value
+        causal = causal_attention(self.num_prompt, of_prompt, self.device)
+        hidden_BPD = self.backbone.embedding_norm(self.backbone.prompt_tokens(self._in_format(prompts)))
+        for layer, memory in zip(self.layers, self._memory, strict=True):
+            normal_BPD = layer.norm(hidden_BPD)
+            new = layer.remembered(normal_BPD)
+            for remembered, of_prompts in zip(memory, new, strict=True):
+                remembered[rows_N, :, of_prompt] = of_prompts
+            hidden_BPD = layer.finish(hidden_BPD, causal(layer.queries(normal_BPD), new[0], new[-1]))
 
     @torch.inference_mode()
     def decide(self, actions_before_BA: Tensor, returns_to_go_B: Tensor, states_BS: Tensor) -> Tensor:
@@ -110,7 +158,7 @@ class Decoder:
     def keep(self, rows_N: Tensor) -> None:
         """Drop all other rows."""
         self.steps_B = self.steps_B[rows_N]
-        self._keys, self._values = ([x[rows_N] for x in of_all] for of_all in (self._keys, self._values))
+        self._memory = [[remembered[rows_N] for remembered in of_layer] for of_layer in self._memory]
 
     def _run(self, tokens_B3D: Tensor, place: int) -> Tensor:
         """Return the last hidden states (B, 1, D) of the state tokens; `place` is where the ring takes the tokens."""
@@ -162,28 +210,20 @@ class Decoder:
     def _additive(self, seen: Tensor) -> Tensor:
         return torch.zeros(seen.shape, dtype=self.dtype, device=self.device).masked_fill_(~seen, _HIDDEN)
 
-    def _seen(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Return keys and values (B, H, L, E) of the prompt and the used places."""
-        num_tokens = self.num_prompt + TOKENS_A_STEP * self._used_places()
-        return self._keys[layer][:, :, :num_tokens], self._values[layer][:, :, :num_tokens]
+    def _remember(self, number: int, tokens: slice, normal_BQD: Tensor) -> None:
+        """Write to a layer's memory at the places of some tokens."""
+        for remembered, new in zip(self._memory[number], self.layers[number].remembered(normal_BQD), strict=True):
+            remembered[:, :, tokens] = new
 
-    def _attend(self, block: Block, query_BHQE: Tensor, layer: int, kept_BQD: Tensor, bias: Tensor) -> Tensor:
-        """Return the tokens that ask after attention and MLP, (B, Q, D)."""
-        query, (key, value) = query_BHQE.flatten(0, 1), (x.flatten(0, 1) for x in self._seen(layer))
+    def _attend(self, number: int, kept_BQD: Tensor, query_BHQE: Tensor, bias: Tensor) -> Tensor:
+        """Return the tokens that ask after a layer's attention and MLP, (B, Q, D)."""
+        layer, query = self.layers[number], query_BHQE.flatten(0, 1)
+        seen = slice(0, self.num_prompt + TOKENS_A_STEP * self._used_places())
+        key, value = (self._memory[number][which][:, :, seen].flatten(0, 1) for which in (0, -1))
         if bias.ndim > 2:
-            bias = bias.expand(-1, self.heads, -1, -1).flatten(0, 1)
+            bias = bias.expand(-1, layer.heads, -1, -1).flatten(0, 1)
         scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5)
-        return block.finish(kept_BQD, (scores.softmax(-1) @ value).unflatten(0, (-1, self.heads)))
-
-    def _block(self, layer: int) -> Block:
-        block = self.backbone.blocks[layer]
-        assert isinstance(block, Block)
-        return block
-
-    def _split(self, x_BQ: Tensor) -> Tensor:
-        """Return (B, H, Q, E) of (B, Q, H * E)."""
-        split: Tensor = x_BQ.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        return split
+        return layer.finish(kept_BQD, (scores.softmax(-1) @ value).unflatten(0, (-1, layer.heads)))
 
     def _in_format(self, prompts: Prompt) -> Prompt:
         if isinstance(prompts, Tensor):
@@ -210,14 +250,13 @@ class CachedDecoder(Decoder):
         hidden_BQD = tokens_B3D
         new = slice(self.num_prompt + TOKENS_A_STEP * place, self.num_prompt + TOKENS_A_STEP * (place + 1))
         bias = self._bias()
-        for layer in range(self.layers):
-            block = self._block(layer)
-            query, key, value = block.attention_in(block.attention_norm(hidden_BQD)).chunk(3, dim=-1)
-            self._keys[layer][:, :, new], self._values[layer][:, :, new] = self._split(key), self._split(value)
-            if layer == self.layers - 1:
+        for number, layer in enumerate(self.layers):
+            normal_BQD = layer.norm(hidden_BQD)
+            self._remember(number, new, normal_BQD)
+            if layer is self.layers[-1]:
                 # Actions are read at state tokens only.
-                query, hidden_BQD, bias = query[:, -1:], hidden_BQD[:, -1:], bias[..., -1:, :]
-            hidden_BQD = self._attend(block, self._split(query), layer, hidden_BQD, bias)
+                hidden_BQD, normal_BQD, bias = hidden_BQD[:, -1:], normal_BQD[:, -1:], bias[..., -1:, :]
+            hidden_BQD = self._attend(number, hidden_BQD, layer.queries(normal_BQD), bias)
         return hidden_BQD
 
     def _sees(self, ago_R: Tensor) -> Tensor:
@@ -231,9 +270,9 @@ class WindowDecoder(Decoder):
     def __init__(self, backbone: PromptDT, num_rows: int, dtype: torch.dtype) -> None:
         """Allocate memory for a number of rows; see `Decoder`."""
         super().__init__(backbone, num_rows, dtype)
-        num_tokens, width = TOKENS_A_STEP * self.places, backbone.config.width
-        self._tokens_BRD = torch.zeros(num_rows, num_tokens, width, dtype=dtype, device=self.device)
-        self._queries_BRD = torch.zeros_like(self._tokens_BRD)
+        shape = (num_rows, TOKENS_A_STEP * self.places, backbone.config.width)
+        self._tokens_BRD = torch.zeros(shape, dtype=dtype, device=self.device)
+        self._queries_BHRE = torch.zeros_like(self._memory[0][0][:, :, self.num_prompt :])
 
     @staticmethod
     def num_places(history: int) -> int:
@@ -242,36 +281,27 @@ class WindowDecoder(Decoder):
     def keep(self, rows_N: Tensor) -> None:
         """Drop all other rows."""
         super().keep(rows_N)
-        self._tokens_BRD, self._queries_BRD = self._tokens_BRD[rows_N], self._queries_BRD[rows_N]
+        self._tokens_BRD, self._queries_BHRE = self._tokens_BRD[rows_N], self._queries_BHRE[rows_N]
 
     def _run(self, tokens_B3D: Tensor, place: int) -> Tensor:
         new = slice(TOKENS_A_STEP * place, TOKENS_A_STEP * (place + 1))
-        in_cache = slice(self.num_prompt + new.start, self.num_prompt + new.stop)
-        first = self._block(0)
-        query, key, value = first.attention_in(first.attention_norm(tokens_B3D)).chunk(3, dim=-1)
-        self._tokens_BRD[:, new], self._queries_BRD[:, new] = tokens_B3D, query
-        self._keys[0][:, :, in_cache], self._values[0][:, :, in_cache] = self._split(key), self._split(value)
+        state, used = slice(new.stop - 1, new.stop), slice(0, TOKENS_A_STEP * self._used_places())
+        normal_B3D = self.layers[0].norm(tokens_B3D)
+        self._tokens_BRD[:, new], self._queries_BHRE[:, :, new] = tokens_B3D, self.layers[0].queries(normal_B3D)
+        self._remember(0, slice(self.num_prompt + new.start, self.num_prompt + new.stop), normal_B3D)
 
         bias = self._bias()
-        state = slice(new.stop - 1, new.stop)
-        used = slice(0, TOKENS_A_STEP * self._used_places())
-        if self.layers == 1:
-            return self._attend(
-                first, self._split(self._queries_BRD[:, state]), 0, self._tokens_BRD[:, state], bias[..., state, :]
-            )
-        hidden_BRD = self._attend(first, self._split(self._queries_BRD[:, used]), 0, self._tokens_BRD[:, used], bias)
-        for layer in range(1, self.layers):
-            block, is_last = self._block(layer), layer == self.layers - 1
-            normal_BRD = block.attention_norm(hidden_BRD)
-            # Actions are read at the newest state token only, so the last layer asks for no other.
-            asking = state if is_last else used
-            weights, biases = block.attention_in.weight.chunk(3), block.attention_in.bias.chunk(3)
-            query = F.linear(normal_BRD[:, asking], weights[0], biases[0])
-            seen_keys, seen_values = self._seen(layer)
-            seen_keys[:, :, self.num_prompt :] = self._split(F.linear(normal_BRD, weights[1], biases[1]))
-            seen_values[:, :, self.num_prompt :] = self._split(F.linear(normal_BRD, weights[2], biases[2]))
-            hidden_BRD = self._attend(block, self._split(query), layer, hidden_BRD[:, asking], bias[..., asking, :])
-        return hidden_BRD
+        # Actions are read at the newest state token only, so the last layer asks for no other.
+        asking = used if len(self.layers) > 1 else state
+        query_BHQE = self._queries_BHRE[:, :, asking]
+        hidden_BQD = self._attend(0, self._tokens_BRD[:, asking], query_BHQE, bias[..., asking, :])
+        for number, layer in enumerate(self.layers[1:], 1):
+            normal_BRD = layer.norm(hidden_BQD)
+            self._remember(number, slice(self.num_prompt, self.num_prompt + used.stop), normal_BRD)
+            asking = used if layer is not self.layers[-1] else state
+            query_BHQE = layer.queries(normal_BRD[:, asking])
+            hidden_BQD = self._attend(number, hidden_BQD[:, asking], query_BHQE, bias[..., asking, :])
+        return hidden_BQD
 
     def _sees(self, ago_R: Tensor) -> Tensor:
         # The oldest place holds an action of the step before the window: it is not seen.
