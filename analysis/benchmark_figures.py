@@ -1,5 +1,6 @@
 """The figures of a benchmark's page. Every function returns a matplotlib `Figure` and touches no global state."""
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,6 +11,9 @@ from analysis.front import on_front
 _FRONT = "#0072b2"
 _LEAST_SECONDS = 0.1
 """Whatever adapts faster stands here; the axis is logarithmic."""
+
+_NAME_HEIGHT, _NAME_SHIFT = 10.0, 4.0
+"""Points from a name to the next one, and from a point up to its name."""
 
 
 def return_for_cost(rows: pd.DataFrame) -> Figure:
@@ -30,10 +34,7 @@ def return_for_cost(rows: pd.DataFrame) -> Figure:
     low, high = better["return_low"].fillna(better["return"]).min(), better["return"].max()
     margin = 0.1 * max(high - low, abs(high) * 0.01)
     close.set_ylim(low - margin, high + 2 * margin)
-    for row in front[front["return"] >= low].to_dict("records"):
-        close.annotate(
-            row["name"], (row["adapt_s"], row["return"]), xytext=(4, 6), textcoords="offset points", fontsize=8
-        )
+    _name(close, front[front["return"] >= low])
     style_axes(whole, "All")
     style_axes(close, "The better half")
     return figure
@@ -55,6 +56,17 @@ def _draw(axes: Axes, rows: pd.DataFrame, front: pd.DataFrame) -> None:
     axes.set_xscale("log")
     axes.set_xlabel("seconds of one core to adapt to all test tasks", color=QUIET_INK)
     axes.set_ylabel("mean return", color=QUIET_INK)
+
+
+def _name(axes: Axes, front: pd.DataFrame) -> None:
+    """Write names beside their points, each a line of text or more below the one above."""
+    above = np.inf
+    for row in front.sort_values("return", ascending=False).to_dict("records"):
+        point = (row["adapt_s"], row["return"])
+        height = float(axes.transData.transform(point)[1]) * 72 / axes.get_figure(root=True).dpi
+        shift = min(_NAME_SHIFT, above - _NAME_HEIGHT - height)
+        axes.annotate(row["name"], point, xytext=(8, shift), textcoords="offset points", fontsize=8)
+        above = height + shift
 
 
 def _half_widths(rows: pd.DataFrame) -> pd.Series:
