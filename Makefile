@@ -10,10 +10,9 @@ help:  ## list these targets
 run: .venv/.installed  ## the whole pipeline on its smallest recipe
 	.venv/bin/python jobs/pipeline.py quickstart
 
-# Ray spreads its tests over the cores itself.
+# In the order of the folders, so that the long tests of Ray do not all come last.
 test: lint  ## lint, then every test
-	.venv/bin/python -m pytest -q -m "not ray" --numprocesses=2 --dist=loadfile
-	.venv/bin/python -m pytest -q -m ray
+	.venv/bin/python -m pytest -q --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 lint: .venv/.installed  ## style, types and the rules on who may import whom
 	.venv/bin/ruff check

@@ -1,10 +1,12 @@
-"""Fixtures of the whole session, of each process of it: one Ray cluster, one small real dataset."""
+"""Fixtures of the whole session: in each of its processes one Ray cluster and one small real dataset."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from promptdiffuser.data.store import Dataset, DatasetWriter
 from promptdiffuser.evaluation.blocks import collect_blocks
@@ -55,7 +57,14 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run the tiny quickstart once, on a local Ray cluster of its own, and return its outputs folder."""
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny.run_pipeline(folder)
+    """Run the tiny quickstart once, on a local Ray cluster of its own, and return its outputs folder.
+
+    Where processes share the tests, the first that needs it runs it for both.
+    """
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "tiny-run"
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "quickstart" / "report.html").exists():
+            folder.mkdir()
+            tiny.run_pipeline(folder)
     return folder

@@ -12,7 +12,7 @@ from promptdiffuser.experiment import Experiment
 from promptdiffuser.tasks import get_family
 from tests import tiny
 
-TRIALS = 4
+TRIALS = 3
 OPTIONS = [
     *["--trials", str(TRIALS), "--score-every", "10", "--experiment.cluster.train-workers", "1"],
     *["--experiment.collection.episodes-per-task", "5", "--experiment.guidance.batch-size", "8"],
