@@ -21,29 +21,31 @@ from promptdiffuser.learning.trainings import Training
 from promptdiffuser.tasks.experts import Quality
 
 EPISODES, POOL = "episodes", "pool"
-# Few large read tasks: Ray Data's default of at least 200 is far too many for tens of megabytes, and a reader's process
-# takes longer to start than to read them.
-READ_BLOCKS = 4
+# Few large read tasks, where Ray Data's default is at least 200: a reader's process takes seconds to start, in which one
+# that runs reads some million steps of about 120 bytes.
+MOST_READERS, STEPS_PER_READER = 4, 2_000_000
 # Key of an episode in the order (task, episode within the task).
 TASK_STRIDE = 1_000_000
 
 Rows = dict[str, NDArray[Any]]
 
 
-def read_files(
-    dataset: Dataset, tasks: Collection[int], quality: Quality, blocks: int = READ_BLOCKS
-) -> ray.data.Dataset:
+def read_files(dataset: Dataset, tasks: Collection[int], quality: Quality, blocks: int = 0) -> ray.data.Dataset:
     """Return the episodes of some tasks as a Ray dataset, one row an episode, read where they are needed.
 
     Args:
         dataset: The dataset.
         tasks: The tasks wanted.
         quality: The quality wanted.
-        blocks: Read tasks at most; each reads its files one by one, so its memory does not grow with their number.
+        blocks: Read tasks at most, by the number of steps if 0; each reads its files one by one, so its memory does not
+            grow with their number.
     """
     # Not `read_parquet`: it lists the files in a stage of its own first, which takes many times as long as reading
     # them, and decides alone how many files a task reads. The manifest has the list, and all files have equal columns.
-    files = [{"name": name, "task": record.task} for name, record in dataset.files(tasks, quality)]
+    records = dataset.files(tasks, quality)
+    steps = sum(record.steps for _, record in records)
+    blocks = blocks or min(MOST_READERS, 1 + steps // STEPS_PER_READER)
+    files = [{"name": name, "task": record.task} for name, record in records]
     names = ray.data.from_items(files, override_num_blocks=min(blocks, len(files)))
     return names.map_batches(partial(_tables, storage=dataset.storage), batch_size=None)
 

@@ -8,15 +8,17 @@ Axes: N prompts, P prompt steps, S observation, A action, I inputs of the regres
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.ensemble import ExtraTreesRegressor
 
 from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.windows import PromptPool, Segments
 from promptdiffuser.tasks.family import TaskEnv, TaskFamily
+
+if TYPE_CHECKING:
+    from sklearn.ensemble import ExtraTreesRegressor
 
 Doubles = NDArray[np.float64]
 
@@ -133,7 +135,9 @@ class RegressionJudge:
         return inputs_NPI
 
 
-def _fitted(inputs_NPI: Doubles, outputs_NPO: NDArray[np.float32]) -> ExtraTreesRegressor:
+def _fitted(inputs_NPI: Doubles, outputs_NPO: NDArray[np.float32]) -> "ExtraTreesRegressor":
+    from sklearn.ensemble import ExtraTreesRegressor  # a second that every job would wait for
+
     trees = ExtraTreesRegressor(TREES, min_samples_leaf=SAMPLES_OF_A_LEAF, random_state=0)
     outputs = outputs_NPO.reshape(-1, *outputs_NPO.shape[2:])
     return trees.fit(inputs_NPI.reshape(-1, inputs_NPI.shape[-1]), outputs)
