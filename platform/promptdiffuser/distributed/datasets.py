@@ -21,8 +21,8 @@ from promptdiffuser.learning.trainings import Training
 from promptdiffuser.tasks.experts import Quality
 
 EPISODES, POOL = "episodes", "pool"
-# Few large read tasks, where Ray Data's default is at least 200: a reader's process takes seconds to start, in which one
-# that runs reads some million steps of about 120 bytes.
+# Few large read tasks, where Ray Data's default is at least 200: a reader's process takes seconds to start, in which
+# another reads some million steps of about 120 bytes.
 MOST_READERS, STEPS_PER_READER = 4, 2_000_000
 # Key of an episode in the order (task, episode within the task).
 TASK_STRIDE = 1_000_000
