@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 TASKS = (12, 0, 7)
 
 
-@pytest.mark.parametrize("blocks", [1, 2, 100])
+@pytest.mark.parametrize("blocks", [0, 2, 100])
 def test_rows_columns_and_order_are_those_of_the_files(small_dataset: Dataset, blocks: int) -> None:
     files = read_files(small_dataset, TASKS, "random", blocks)
     files.context.execution_options.preserve_order = True
