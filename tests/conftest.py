@@ -65,6 +65,6 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "tiny-run"
     with FileLock(folder.with_suffix(".lock")):
         if not (folder / "quickstart" / "report.html").exists():
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)
             tiny.run_pipeline(folder)
     return folder

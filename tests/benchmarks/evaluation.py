@@ -48,15 +48,22 @@ class Way:
     blocks: int
 
 
-WAYS = {"cached fp32": Way("banded", "fp32", 4), "recomputed fp32": Way("full", "fp32", 1)}
-BF16_WAYS = {"cached bf16": Way("banded", "bf16", 6), "recomputed bf16": Way("full", "bf16", 2)}
-"""Only where the hardware multiplies bf16: elsewhere torch emulates it, twenty times slower than fp32."""
+WAYS = {
+    "cached bf16": Way("banded", "bf16", 6),
+    "cached fp32": Way("banded", "fp32", 4),
+    "recomputed bf16": Way("full", "bf16", 2),
+    "recomputed fp32": Way("full", "fp32", 1),
+}
+"""Those in bf16 only where the hardware multiplies it: elsewhere torch emulates it, and a run of three minutes had not
+ended after a quarter of an hour."""
+INFIX = {"bf16": "", "fp32": "fp32_"}
+"""Number format -> what names of measurements have of it."""
 
 
 def run() -> list[Value | Ratio]:
     """Measure all by turns, so that a busy machine slows all of them alike; the public backbone size."""
-    has_bf16 = best_precision(torch.device("cpu")) == "bf16"
-    ways = WAYS | BF16_WAYS if has_bf16 else WAYS
+    best = best_precision(torch.device("cpu"))
+    ways = {name: way for name, way in WAYS.items() if way.precision in ("fp32", best)}
     requests = [EpisodeRequest(task, seed) for seed, task in enumerate(FAMILY.train_tasks)]
     episodes = EpisodeStepper(FAMILY).run(requests, RandomPolicy(FAMILY))
     normaliser = Normaliser.fit([episodes], FAMILY.return_scale)
@@ -82,7 +89,7 @@ def run() -> list[Value | Ratio]:
         "raw": lambda: sum(processes.map(_step_raw, [played] * CORES)),
         **{name: lambda way=way: turn(way, CORES) for name, way in ways.items()},
         "one actor": lambda: turn(WAYS["cached fp32"], 1),
-        "straightforward": lambda: processes.apply(_decide_in_batch, (published["full"], has_bf16)),
+        "straightforward": lambda: processes.apply(_decide_in_batch, (published["full"], best == "bf16")),
         "one at a time": lambda: processes.apply(_decide_one_at_a_time, (published["full"],)),
     }
     taken: dict[str, list[float]] = {name: [] for name in works}
@@ -102,22 +109,23 @@ def run() -> list[Value | Ratio]:
 
     raw, alone = "raw stepping, one process a core", "one at a time, fp32, without physics"
     measured: list[Value | Ratio] = [
-        Value("eval.recompute_fp32_steps_per_s", rates["recomputed fp32"], "policy steps/s", COMMAND),
-        ratio("eval.recompute_fp32_over_serial", "recomputed fp32", "one at a time", alone),
-        ratio("eval.cached_fp32_over_raw", "cached fp32", "raw", raw),
         ratio("eval.two_actors_over_one", "cached fp32", "one actor", "one actor"),
         Value("eval.actor_peak_memory", memory_gib, "GiB", COMMAND),
+        ratio(
+            f"eval.recompute_{INFIX[best]}over_straightforward",
+            f"recomputed {best}",
+            "straightforward",
+            f"batched, {best}",
+        ),
     ]
-    if not has_bf16:
-        loop = ratio("eval.recompute_fp32_over_straightforward", "recomputed fp32", "straightforward", "batched, fp32")
-        return [*measured, loop]
-    return [
-        *measured,
-        Value("eval.recompute_steps_per_s", rates["recomputed bf16"], "policy steps/s", COMMAND),
-        ratio("eval.recompute_over_serial", "recomputed bf16", "one at a time", alone),
-        ratio("eval.recompute_over_straightforward", "recomputed bf16", "straightforward", "batched, bf16"),
-        ratio("eval.cached_over_raw", "cached bf16", "raw", raw),
-    ]
+    for precision in sorted({"fp32", best}):
+        infix, recomputed = INFIX[precision], f"recomputed {precision}"
+        measured += [
+            Value(f"eval.recompute_{infix}steps_per_s", rates[recomputed], "policy steps/s", COMMAND),
+            ratio(f"eval.recompute_{infix}over_serial", recomputed, "one at a time", alone),
+            ratio(f"eval.cached_{infix}over_raw", f"cached {precision}", "raw", raw),
+        ]
+    return measured
 
 
 def _evaluate(pool: RolloutPool, policies: AdaptedPolicies, way: Way, actors: int) -> float:

@@ -127,15 +127,12 @@ class Decoder:
         self.steps_B[rows_N], self._since_start = 0, 0
         if not self.num_prompt:
             return
-        of_prompt = slice(0, self.num_prompt)
-        causal = causal_attention(self.num_prompt, of_prompt, self.device)
+        causal = causal_attention(self.num_prompt, slice(None), self.device)
         hidden_BPD = self.backbone.embedding_norm(self.backbone.prompt_tokens(self._in_format(prompts)))
-        for layer, memory in zip(self.layers, self._memory, strict=True):
+        for number, layer in enumerate(self.layers):
             normal_BPD = layer.norm(hidden_BPD)
-            new = layer.remembered(normal_BPD)
-            for remembered, of_prompts in zip(memory, new, strict=True):
-                remembered[rows_N, :, of_prompt] = of_prompts
-            hidden_BPD = layer.finish(hidden_BPD, causal(layer.queries(normal_BPD), new[0], new[-1]))
+            written = self._remember(number, slice(0, self.num_prompt), normal_BPD, rows_N)
+            hidden_BPD = layer.finish(hidden_BPD, causal(layer.queries(normal_BPD), written[0], written[-1]))
 
     @torch.inference_mode()
     def decide(self, actions_before_BA: Tensor, returns_to_go_B: Tensor, states_BS: Tensor) -> Tensor:
@@ -210,10 +207,14 @@ class Decoder:
     def _additive(self, seen: Tensor) -> Tensor:
         return torch.zeros(seen.shape, dtype=self.dtype, device=self.device).masked_fill_(~seen, _HIDDEN)
 
-    def _remember(self, number: int, tokens: slice, normal_BQD: Tensor) -> None:
-        """Write to a layer's memory at the places of some tokens."""
-        for remembered, new in zip(self._memory[number], self.layers[number].remembered(normal_BQD), strict=True):
-            remembered[:, :, tokens] = new
+    def _remember(
+        self, number: int, tokens: slice, normal_BQD: Tensor, rows: slice | Tensor = slice(None)
+    ) -> list[Tensor]:
+        """Write to a layer's memory at the places of some tokens, and return what was written."""
+        written = self.layers[number].remembered(normal_BQD)
+        for remembered, new in zip(self._memory[number], written, strict=True):
+            remembered[rows, :, tokens] = new
+        return written
 
     def _attend(self, number: int, kept_BQD: Tensor, query_BHQE: Tensor, bias: Tensor) -> Tensor:
         """Return the tokens that ask after a layer's attention and MLP, (B, Q, D)."""
