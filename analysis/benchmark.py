@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.intervals import Interval
-from analysis.scores import at_first_target, without_diverged
 from promptdiffuser.errors import UserError
 from promptdiffuser.evaluation.scores import CONFIDENCE
+from promptdiffuser.statistics.intervals import Interval
+from promptdiffuser.statistics.scores import at_first_target, without_diverged
 
 CELL = ["arm", "few_shot_episodes", "method"]
 COSTS = {

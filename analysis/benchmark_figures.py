@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures import QUIET_INK, RUN_COLOURS, WIDTH_INCHES, style_axes
-from analysis.front import on_front
+from promptdiffuser.statistics.pareto import on_front
 
 _FRONT = "#0072b2"
 _LEAST_SECONDS = 0.1

@@ -13,7 +13,7 @@ from analysis import page
 from analysis.benchmark import CELL, by_cell, paired_difference, seed_returns
 from analysis.benchmark_figures import return_by_size, return_for_cost
 from analysis.evidence import interval_of
-from analysis.front import on_front
+from promptdiffuser.statistics.pareto import on_front
 
 QUESTION = "Which way of making a prompt adapts the frozen policy best, at what cost, and how sure are we?"
 _DOT, _REFERENCE_DOT = "#0072b2", "#d55e00"

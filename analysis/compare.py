@@ -20,14 +20,14 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis import page
-from analysis.aggregates import probability_of_improvement
 from analysis.evidence import UNITS, columns_of
-from analysis.intervals import Interval
-from analysis.pairs import PairedDifference, mean_return, paired_difference
-from analysis.scores import run_scores
 from analysis.sides import Side, find_sides
 from analysis.tables import write_tables
 from promptdiffuser.errors import UserError
+from promptdiffuser.statistics.aggregates import probability_of_improvement
+from promptdiffuser.statistics.intervals import Interval
+from promptdiffuser.statistics.paired import PairedDifference, mean_return, paired_difference
+from promptdiffuser.statistics.scores import run_scores
 from promptdiffuser.tracking.store import resolve_uri
 
 WIDTH = 150

@@ -9,7 +9,7 @@ from analysis import page
 from analysis.compare import Comparison
 from analysis.evidence import interval_of
 from analysis.figures import learning_curves, method_colours, method_label, returns_per_task
-from analysis.intervals import Interval
+from promptdiffuser.statistics.intervals import Interval
 
 QUESTION = "Which run is better, by how much, at what cost, and how sure are we?"
 

@@ -11,13 +11,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis import page
-from analysis.aggregates import interquartile_mean, optimality_gap, probability_of_improvement
 from analysis.figures import method_colours, method_label, method_order, performance_profiles
-from analysis.intervals import Interval, bootstrap
-from analysis.pairs import PairedDifference, paired_difference
-from analysis.scores import run_scores
-from analysis.variance import variance_components
 from promptdiffuser.errors import UserError
+from promptdiffuser.statistics.aggregates import interquartile_mean, optimality_gap, probability_of_improvement
+from promptdiffuser.statistics.intervals import Interval, bootstrap
+from promptdiffuser.statistics.paired import PairedDifference, paired_difference
+from promptdiffuser.statistics.scores import run_scores
+from promptdiffuser.statistics.variance import variance_components
 
 BASELINE = "prompt-dt"
 UNITS = {"training_seed": "trainings", "prompt": "prompts", "episode": "episodes", None: "nothing"}

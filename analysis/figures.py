@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from analysis.aggregates import performance_profile
-from analysis.intervals import task_interval
 from analysis.runs import EXPERT, TRAINING
+from promptdiffuser.statistics.aggregates import performance_profile
+from promptdiffuser.statistics.intervals import task_interval
 
 # Order of appearance everywhere, and one colour a method (Okabe and Ito's palette, told apart with
 # any colour vision; its lightest colours darkened until they have the contrast of 3:1 that WCAG asks of graphics).

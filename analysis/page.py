@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from mlflow.entities import Run
 
 from analysis.figures import method_label
-from analysis.intervals import Interval
+from promptdiffuser.statistics.intervals import Interval
 
 LOCAL_UI = "http://127.0.0.1:5000"
 """Where `make ui` serves MLflow's pages."""

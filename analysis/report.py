@@ -35,12 +35,12 @@ from analysis.figures import (
     returns_per_task,
 )
 from analysis.inside import inside_sections, inside_table
-from analysis.intervals import Interval
-from analysis.pairs import PairedDifference
 from analysis.runs import PARENT_STAGE, ExperimentResults, load_experiment, scored_episodes
-from analysis.scores import at_first_target
 from analysis.tables import write_tables
 from promptdiffuser.errors import UserError
+from promptdiffuser.statistics.intervals import Interval
+from promptdiffuser.statistics.paired import PairedDifference
+from promptdiffuser.statistics.scores import at_first_target
 from promptdiffuser.tracking.store import flatten, resolve_uri
 
 QUESTION = (

@@ -12,8 +12,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from analysis.scores import at_first_target, normalised, without_diverged
 from promptdiffuser.errors import UserError
+from promptdiffuser.statistics.scores import at_first_target, normalised, without_diverged
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.references import reference_returns
 from promptdiffuser.tracking.names import PARENT_TAG, STAGE_TAG, USED_RUN_TAG

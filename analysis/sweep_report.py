@@ -4,7 +4,7 @@
     python -m analysis.sweep_report outputs/quickstart/sweep-1a2b3c4d --rows guidance.weight
 
 A sweep is the id of its MLflow run, or its folder. In a script: `load_sweep`, `heat_table`,
-`analysis.importance.field_importance`, `analysis.front.on_front`.
+`analysis.importance.field_importance`, `promptdiffuser.statistics.pareto.on_front`.
 """
 
 import json
@@ -20,12 +20,12 @@ import tyro
 from mlflow.exceptions import MlflowException
 
 from analysis import page
-from analysis.front import on_front
 from analysis.importance import field_importance
-from analysis.intervals import Interval
 from analysis.sweep_figures import cost_front, heat_map, importance_bars, parallel_coordinates
 from analysis.tables import write_tables
 from promptdiffuser.errors import UserError
+from promptdiffuser.statistics.intervals import Interval
+from promptdiffuser.statistics.pareto import on_front
 from promptdiffuser.tracking.store import connect, resolve_uri
 
 RESULTS, CONFIRMED = "results.parquet", "confirmed.json"

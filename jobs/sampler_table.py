@@ -10,7 +10,6 @@ set, and real prompts of other tasks.
 """
 
 import dataclasses
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -33,10 +32,7 @@ from promptdiffuser.learning.few_shot import DRAWS, held_out_loss, loss_behind
 from promptdiffuser.learning.trainings import make_resident
 from promptdiffuser.methods.diffusers import DIFFUSERS
 from promptdiffuser.seeding import numpy_generator
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # analysis/ stands beside jobs/, outside of the package
-
-from analysis.pairs import paired_difference
+from promptdiffuser.statistics.paired import paired_difference
 
 CPU = torch.device("cpu")
 LOSSES = "losses.parquet"

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from analysis.compare import compare, main, write_comparison
-from analysis.pairs import paired_difference
 from analysis.runs import load_experiment, scored_episodes
 from promptdiffuser.errors import UserError
+from promptdiffuser.statistics.paired import paired_difference
 from promptdiffuser.tracking.store import Tracker
 from tests.analysis.conftest import log_experiment
 

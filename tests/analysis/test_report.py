@@ -13,15 +13,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.aggregates import interquartile_mean, optimality_gap, probability_of_improvement
 from analysis.inside import inside_sections, inside_table
-from analysis.intervals import Interval, bootstrap
-from analysis.pairs import paired_difference
 from analysis.report import conclusions, render, report_tables, write_report
 from analysis.runs import load_experiment, scored_episodes
-from analysis.scores import run_scores
-from analysis.variance import variance_components
 from promptdiffuser.errors import UserError
+from promptdiffuser.statistics.aggregates import interquartile_mean, optimality_gap, probability_of_improvement
+from promptdiffuser.statistics.intervals import Interval, bootstrap
+from promptdiffuser.statistics.paired import paired_difference
+from promptdiffuser.statistics.scores import run_scores
+from promptdiffuser.statistics.variance import variance_components
 from promptdiffuser.tasks import FAMILIES
 from promptdiffuser.tracking.store import Tracker
 

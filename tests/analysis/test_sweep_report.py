@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.front import on_front
 from analysis.importance import field_importance
 from analysis.sweep_report import (
     Arguments,
@@ -20,6 +19,7 @@ from analysis.sweep_report import (
     write_sweep_report,
 )
 from promptdiffuser.errors import UserError
+from promptdiffuser.statistics.pareto import on_front
 from promptdiffuser.tracking.store import Tracker
 
 WEIGHTS, SCHEDULES = (0.0, 1.0, 5.0, 10.0), ("vp", "cosine", "linear")

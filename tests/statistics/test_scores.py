@@ -4,9 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.scores import at_first_target, normalised, of_method, run_level, run_scores, without_diverged
 from promptdiffuser.data.manifest import TaskRecord
 from promptdiffuser.errors import UserError
+from promptdiffuser.statistics.scores import (
+    at_first_target,
+    normalised,
+    of_method,
+    run_level,
+    run_scores,
+    without_diverged,
+)
 from tests.analysis.frames import frame
 
 REFERENCES = {
@@ -54,7 +61,7 @@ def test_frames_that_lack_something_are_refused() -> None:
         run_scores(episodes[:0], "return")
     with pytest.raises(UserError, match=r"no column \['seed'\]"):
         of_method(episodes.drop(columns="seed"), "a")
-    with pytest.raises(UserError, match=r"no column 'score'; analysis\.scores\.normalised adds"):
+    with pytest.raises(UserError, match=r"no column 'score'; statistics\.scores\.normalised adds"):
         run_scores(episodes)
     with pytest.raises(UserError, match=r"no reference returns of tasks \[1\]"):
         normalised(episodes, {0: REFERENCES[0]})

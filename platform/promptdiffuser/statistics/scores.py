@@ -66,7 +66,7 @@ def of_method(episodes: pd.DataFrame, method: str) -> pd.DataFrame:
         raise UserError(f"no episodes of method {method!r} (the frame has: {known}); evaluate it or name another")
     if own.duplicated(_present(own, "training_seed", "task", "prompt", "episode")).any():
         raise UserError(
-            f"method {method!r} has an episode twice; keep one target return (analysis.scores.at_first_target), tell "
+            f"method {method!r} has an episode twice; keep one target return (statistics.scores.at_first_target), tell "
             "trainings apart by a column training_seed"
         )
     broken = ~np.isfinite(own["return"].to_numpy(np.float64))
@@ -74,7 +74,7 @@ def of_method(episodes: pd.DataFrame, method: str) -> pd.DataFrame:
         diverged = int((own["diverged"].astype(bool) & broken).sum()) if "diverged" in own else 0
         raise UserError(
             f"{broken.sum()} of {len(own)} episodes of method {method!r} have no finite return, {diverged} of them as "
-            "the simulator diverged; analysis.scores.without_diverged leaves those out, others need a new evaluation"
+            "the simulator diverged; statistics.scores.without_diverged leaves those out, others need a new evaluation"
         )
     return own
 
@@ -106,7 +106,7 @@ def run_scores(episodes: pd.DataFrame, value: str = "score") -> dict[str, NDArra
         UserError: A method lacks tasks that another has, or has not the same number of runs on every task.
     """
     if value not in episodes:
-        raise UserError(f"the frame of episodes has no column {value!r}; analysis.scores.normalised adds `score`")
+        raise UserError(f"the frame of episodes has no column {value!r}; statistics.scores.normalised adds `score`")
     if episodes.empty:
         raise UserError("the frame of episodes is empty; evaluate a method first")
     level = run_level(episodes)

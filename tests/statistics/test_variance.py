@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from analysis.variance import variance_components
 from promptdiffuser.errors import UserError
+from promptdiffuser.statistics.variance import variance_components
 from tests.analysis.frames import frame
 
 LEVELS = ["task", "training seed", "task × training seed", "prompt", "episode"]

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.scores import of_method
 from promptdiffuser.errors import UserError
+from promptdiffuser.statistics.scores import of_method
 
 
 def variance_components(episodes: pd.DataFrame, method: str, value: str = "score") -> pd.DataFrame:
@@ -63,7 +63,7 @@ def variance_components(episodes: pd.DataFrame, method: str, value: str = "score
 def _balanced(own: pd.DataFrame, method: str, value: str) -> NDArray[np.float64]:
     """Return the scores (J, S, P, E)."""
     if value not in own:
-        raise UserError(f"the frame of episodes has no column {value!r}; analysis.scores.normalised adds `score`")
+        raise UserError(f"the frame of episodes has no column {value!r}; statistics.scores.normalised adds `score`")
     levels = ["task", "training_seed", "prompt", "episode"]
     own = own.assign(training_seed=own.get("training_seed", 0)).sort_values(levels)
     shape = []

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.intervals import Interval, bounds, mean_interval
-from analysis.scores import Level, of_method, run_level, run_means
 from promptdiffuser.errors import UserError
 from promptdiffuser.evaluation.scores import RESAMPLES
 from promptdiffuser.seeding import numpy_generator
+from promptdiffuser.statistics.intervals import Interval, bounds, mean_interval
+from promptdiffuser.statistics.scores import Level, of_method, run_level, run_means
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.pairs import paired_difference
 from promptdiffuser.errors import UserError
+from promptdiffuser.statistics.paired import paired_difference
 from tests.analysis.frames import frame
 
 
@@ -83,7 +83,7 @@ def test_covers_the_truth(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over 150 experiments the 95 % interval holds the true gain of 1 nearly that often, however spread is nested."""
     shape, deviations, interval = COVERAGE[name]
     monkeypatch.setattr("promptdiffuser.evaluation.scores.RESAMPLES", 400)
-    monkeypatch.setattr("analysis.pairs.RESAMPLES", 400)
+    monkeypatch.setattr("promptdiffuser.statistics.paired.RESAMPLES", 400)
     gain = FIXED_GAINS[:, None, None, None] if interval == "on_these_tasks" else 1.0
     differences = (paired_difference(frame(simulated(s, shape, gain, **deviations)), "new", "old") for s in range(150))
     held = [not getattr(difference, interval).excludes(1) for difference in differences]

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.intervals import Interval, Tasks, bounds, resampled
 from promptdiffuser.errors import UserError
 from promptdiffuser.evaluation.scores import RESAMPLES
 from promptdiffuser.seeding import numpy_generator
+from promptdiffuser.statistics.intervals import Interval, Tasks, bounds, resampled
 
 Scores = NDArray[np.float64]
 
@@ -61,7 +61,7 @@ def probability_of_improvement(scores_NJ: Scores, baseline_MJ: Scores, seed: int
     if scores_NJ.shape[1] != baseline_MJ.shape[1]:
         raise UserError(
             f"{scores_NJ.shape[1]} tasks cannot be compared with the baseline's {baseline_MJ.shape[1]}; take both from "
-            "one call of analysis.scores.run_scores"
+            "one call of statistics.scores.run_scores"
         )
     generator = numpy_generator(seed, "probability-of-improvement")
     shares_J, draws_JR = [], []

@@ -54,7 +54,7 @@ def bootstrap(
 
     Args:
         scores_NJ: One row a run, one column a task.
-        statistic: Function of scores (..., N, J) that returns numbers (...), as those in analysis/aggregates.py.
+        statistic: Function of scores (..., N, J) that returns numbers (...), as those in statistics/aggregates.py.
         tasks: What the number is about.
         seed: Address of the resamples.
         resamples: How many.

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from analysis.aggregates import interquartile_mean, mean, median, optimality_gap
-from analysis.intervals import Tasks, bootstrap, mean_interval, task_interval
+from promptdiffuser.statistics.aggregates import interquartile_mean, mean, median, optimality_gap
+from promptdiffuser.statistics.intervals import Tasks, bootstrap, mean_interval, task_interval
 from tests.analysis.frames import rliable_library
 
 STATISTICS = [interquartile_mean, mean, median, optimality_gap]
@@ -52,7 +52,7 @@ def test_equal_scores_give_equal_intervals_whatever_fits_into_memory(monkeypatch
     ours = bootstrap(table, interquartile_mean)
     assert bootstrap(table.copy(), interquartile_mean) == ours
     assert bootstrap(table, interquartile_mean, seed=1) != ours
-    monkeypatch.setattr("analysis.intervals._NUMBERS_AT_ONCE", 7 * table.size)
+    monkeypatch.setattr("promptdiffuser.statistics.intervals._NUMBERS_AT_ONCE", 7 * table.size)
     in_pieces = bootstrap(table, interquartile_mean)
     assert (in_pieces.low, in_pieces.high) == pytest.approx((ours.low, ours.high), abs=0.05 * (ours.high - ours.low))
 

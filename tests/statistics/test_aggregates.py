@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from rliable import metrics
 
-from analysis.aggregates import (
+from promptdiffuser.errors import UserError
+from promptdiffuser.statistics.aggregates import (
     interquartile_mean,
     mean,
     median,
@@ -16,7 +17,6 @@ from analysis.aggregates import (
     performance_profile,
     probability_of_improvement,
 )
-from promptdiffuser.errors import UserError
 from tests.analysis.frames import rliable_library
 
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 6))
