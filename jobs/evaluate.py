@@ -186,7 +186,7 @@ def summarise(workspace: Workspace, dataset: Dataset, evaluations: list[MethodEv
     compared_at = f"{experiment.evaluation.targets(family)[0]:g}"
     methods = {}
     for each in evaluations:
-        targets = summarise_targets(pd.read_parquet(each.episodes), dataset.manifest.tasks, experiment.seed)
+        targets = summarise_targets(pd.read_parquet(each.episodes), dataset.manifest.tasks)
         methods[each.method] = (
             targets[compared_at]
             | cost_of(each)

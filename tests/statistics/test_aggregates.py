@@ -17,7 +17,7 @@ from promptdiffuser.statistics.aggregates import (
     performance_profile,
     probability_of_improvement,
 )
-from tests.analysis.frames import rliable_library
+from tests.statistics.frames import rliable_library
 
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 6))
 # Few values, so that there are ties.

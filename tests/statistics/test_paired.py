@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from promptdiffuser.errors import UserError
 from promptdiffuser.statistics.paired import paired_difference
-from tests.analysis.frames import frame
+from tests.statistics.frames import frame
 
 
 def simulated(

@@ -14,7 +14,7 @@ from promptdiffuser.statistics.scores import (
     run_scores,
     without_diverged,
 )
-from tests.analysis.frames import frame
+from tests.statistics.frames import frame
 
 REFERENCES = {
     0: TaskRecord(goal=(0.0,), random_return=-100.0, expert_return=0.0),

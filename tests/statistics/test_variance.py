@@ -6,7 +6,7 @@ import scipy.stats
 
 from promptdiffuser.errors import UserError
 from promptdiffuser.statistics.variance import variance_components
-from tests.analysis.frames import frame
+from tests.statistics.frames import frame
 
 LEVELS = ["task", "training seed", "task × training seed", "prompt", "episode"]
 DEVIATIONS = {"task": 3.0, "training seed": 1.5, "task × training seed": 2.0, "prompt": 1.0, "episode": 2.5}

@@ -69,7 +69,7 @@ class Validation:
         requests = self.protocol.requests(family, [method.name], tasks)
         blocks = evaluation_blocks(requests, self.protocol, policies)
         episodes = pd.concat([result for _, result in pool.run(blocks, policies)])
-        summary = summarise_method(episodes, self.dataset.manifest.tasks, self.settings.seed)
+        summary = summarise_method(episodes, self.dataset.manifest.tasks)
         by_task = {f"task-{task}": mean for task, mean in summary["per_task"].items()}
         return {name: summary[name] for name in (*SCORES, "seconds")} | by_task
 

@@ -130,7 +130,7 @@ class EvaluationBlock:
         return f"block-{self.number:06d}"
 
     def run(self, stepper: EpisodeStepper, policies: AdaptedPolicies) -> pd.DataFrame:
-        """Run the episodes; one row an episode.
+        """Run the episodes; one row an episode, with the columns that `statistics.scores` explains.
 
         The return of an episode whose simulator lost the state is not a number, and `diverged` says so.
         """
@@ -146,9 +146,11 @@ class EvaluationBlock:
                 "method": [request.method for request in self.requests],
                 "task": episodes.tasks,
                 "prompt": [request.prompt for request in self.requests],
+                "prompt_source": [policies.of(r).prompt_sources[r.prompt] for r in self.requests],
                 "episode": [request.episode for request in self.requests],
                 "target_return": [request.target_return for request in self.requests],
                 "seed": episodes.seeds,
+                "start": episodes.seeds if stepper.family.random_start else np.zeros_like(episodes.seeds),
                 "return": np.where(rollouts.diverged_N, np.nan, episodes.returns),
                 "length": episodes.lengths,
                 "success": episodes.successes,

@@ -4,9 +4,12 @@ Axes: B rows, N rows that start, S state, A action.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from promptdiffuser.data.normaliser import Normaliser
@@ -18,6 +21,9 @@ from promptdiffuser.models.backbone import Prompt, PromptDT
 from promptdiffuser.models.decoding import Decoder, make_decoder
 from promptdiffuser.tasks.family import Floats, TaskFamily
 
+SAME_DIGITS = 4
+"""Decimals to which the numbers of two copies of a prompt agree; they are normalised, so of order 1."""
+
 
 @dataclass(frozen=True)
 class AdaptedPolicy:
@@ -27,6 +33,16 @@ class AdaptedPolicy:
     """The frozen backbone itself, or a copy that the method has changed."""
     prompts: Prompt
     """Trajectory prompts (P, K*) or soft ones (P, tokens, D); episodes are run with each."""
+
+    @cached_property
+    def prompt_sources(self) -> NDArray[np.intp]:
+        """Return for each prompt (P,) the first one that equals it: copies of a prompt are one draw, not several."""
+        prompts = self.prompts
+        parts = [prompts] if isinstance(prompts, Tensor) else [getattr(prompts, f.name) for f in fields(prompts)]
+        flat_PX = np.concatenate([part.cpu().double().flatten(1).numpy() for part in parts], axis=1)
+        # Copies that were computed side by side may differ in their last digits.
+        _, first, inverse = np.unique(flat_PX.round(SAME_DIGITS), axis=0, return_index=True, return_inverse=True)
+        return np.asarray(first[inverse], np.intp)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """One number or curve from the scores of all runs on all tasks, as Agarwal et al. 2021 recommend (arXiv:2108.13264).
 
-`statistic` functions take scores (..., N, J) and return (...), so they serve a matrix of scores and all its resamples
-at once. Axes: R resamples, N and M runs of two methods, J tasks, T thresholds.
+A statistic is a function of scores (..., N, J) that returns numbers (...). Intervals leave out each unit in turn
+(`intervals.jackknife`), so copies of one run count once. Axes: N and M runs of two methods, J tasks, T thresholds.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptdiffuser.errors import UserError
-from promptdiffuser.evaluation.scores import RESAMPLES
-from promptdiffuser.seeding import numpy_generator
-from promptdiffuser.statistics.intervals import Interval, Tasks, bounds, resampled
+from promptdiffuser.statistics.intervals import Interval, jackknife
+from promptdiffuser.statistics.scores import Runs, linked
 
 Scores = NDArray[np.float64]
+
+LEAST_FOR_SHARE = 5
+"""Fewest units for the interval of a probability of improvement: with fewer it takes too few values."""
+LEAST_FOR_PROFILE = 10
+"""Fewest units for the band of a performance profile: a share at one threshold takes fewer values still."""
 
 
 def interquartile_mean(scores_NJ: Scores) -> Any:
@@ -48,66 +53,74 @@ def optimality_gap(scores_NJ: Scores) -> Any:
     return 1 - np.minimum(scores_NJ, 1).mean(axis=(-2, -1))
 
 
-def probability_of_improvement(scores_NJ: Scores, baseline_MJ: Scores, seed: int = 0) -> Interval:
+def aggregate(runs: Runs, statistic: Callable[[Scores], Any]) -> Interval:
+    """Return a statistic of a method's runs with its interval."""
+    return jackknife(lambda rows: statistic(runs.scores_NJ[rows]), runs.units_N).interval()
+
+
+def probability_of_improvement(own: Runs, other: Runs) -> Interval:
     """Return how probably a run scores higher than a run of the baseline on the same task, mean over tasks.
 
     As rliable's `probability_of_improvement` (rliable/metrics.py): all pairs of runs are compared and ties count half,
-    which is the Mann-Whitney statistic over the number of pairs. The runs of either method are resampled within each
-    task, independently, as in `StratifiedIndependentBootstrap` (rliable/library.py).
+    which is the Mann-Whitney statistic over the number of pairs. The interval leaves out the runs of both methods that
+    share a unit of either; it has no bounds with fewer than `LEAST_FOR_SHARE` units, or if all pairs have one winner.
 
     Raises:
         UserError: The methods have different numbers of tasks.
     """
-    if scores_NJ.shape[1] != baseline_MJ.shape[1]:
+    if own.scores_NJ.shape[1] != other.scores_NJ.shape[1]:
         raise UserError(
-            f"{scores_NJ.shape[1]} tasks cannot be compared with the baseline's {baseline_MJ.shape[1]}; take both from "
-            "one call of statistics.scores.run_scores"
+            f"{own.scores_NJ.shape[1]} tasks cannot be compared with the baseline's {other.scores_NJ.shape[1]}; take "
+            "both from one call of statistics.scores.run_scores"
         )
-    generator = numpy_generator(seed, "probability-of-improvement")
-    shares_J, draws_JR = [], []
-    for own_N, other_M in zip(scores_NJ.T, baseline_MJ.T, strict=True):
-        wins_NM = np.heaviside(own_N[:, None] - other_M, 0.5)
-        counts_RN, counts_RM = _counts(generator, len(own_N)), _counts(generator, len(other_M))
-        shares_J.append(wins_NM.mean())
-        draws_JR.append(((counts_RN @ wins_NM) * counts_RM).sum(axis=1) / wins_NM.size)
-    low, high = bounds(np.mean(draws_JR, axis=0))
-    return Interval(float(np.mean(shares_J)), float(low), float(high))
+    wins_NMJ = np.heaviside(own.scores_NJ[:, None] - other.scores_NJ, 0.5)
+    units = _common_units(own, other)
+
+    def share(rows: NDArray[np.intp]) -> Any:
+        return wins_NMJ[rows[rows < len(own.scores_NJ)]][:, rows[rows < len(other.scores_NJ)]].mean()
+
+    found = jackknife(share, units)
+    estimate = float(found.estimate)
+    if found.num_groups < LEAST_FOR_SHARE:
+        return Interval(estimate)
+    low, high = found.share_bounds()
+    return Interval(estimate, float(low), float(high), found.num_groups - 1)
+
+
+def _common_units(own: Runs, other: Runs) -> NDArray[np.intp]:
+    """Return the unit of each run number: runs that share a unit in either method are one unit.
+
+    A method with one unit is taken as it is: nothing of it varies.
+    """
+    count = max(len(own.units_N), len(other.units_N))
+    keys = []
+    for runs in (own, other):
+        if runs.num_units > 1:
+            beyond = np.arange(count - len(runs.units_N)) + runs.units_N.max() + 1
+            keys.append(np.concatenate([runs.units_N, beyond]))
+    return linked(keys, count) if keys else np.zeros(count, np.intp)
 
 
 @dataclass(frozen=True)
 class PerformanceProfile:
     """Which share of a method's runs scores above each threshold, with its pointwise 95 % band."""
 
-    thresholds_T: NDArray[np.float64]
-    share_T: NDArray[np.float64]
-    low_T: NDArray[np.float64]
-    high_T: NDArray[np.float64]
+    thresholds_T: Scores
+    share_T: Scores
+    low_T: Scores
+    """NaN where the band is not known."""
+    high_T: Scores
 
 
-def performance_profile(
-    scores_NJ: Scores, thresholds_T: NDArray[np.float64], tasks: Tasks = "fixed", seed: int = 0
-) -> PerformanceProfile:
+def performance_profile(runs: Runs, thresholds_T: Scores) -> PerformanceProfile:
     """Return the distribution of run scores: the share of all scores above each of the ascending thresholds.
 
-    As rliable's `create_performance_profile` (rliable/library.py) with score distributions.
+    As rliable's `create_performance_profile` (rliable/library.py) with score distributions. There is no band with fewer
+    than `LEAST_FOR_PROFILE` units, nor where all of them have an equal share.
     """
-    # A score is above threshold t if more than t thresholds lie below it, so one histogram answers for all of them.
-    below_NJ = np.searchsorted(thresholds_T, scores_NJ, side="left")
-
-    def shares(below_RNJ: NDArray[np.int64]) -> NDArray[np.float64]:
-        counts = _histograms(below_RNJ.reshape(len(below_RNJ), -1), len(thresholds_T) + 1)
-        return counts[:, :0:-1].cumsum(axis=1)[:, ::-1] / scores_NJ.size
-
-    low_T, high_T = bounds(resampled(below_NJ, shares, tasks, seed))
-    return PerformanceProfile(thresholds_T, shares(below_NJ[None])[0], low_T, high_T)
-
-
-def _counts(generator: np.random.Generator, number: int) -> NDArray[np.float64]:
-    """Return how often each of some runs is drawn in each resample (R, number)."""
-    return _histograms(generator.integers(number, size=(RESAMPLES, number)), number).astype(np.float64)
-
-
-def _histograms(values_RK: NDArray[np.int64], bins: int) -> NDArray[np.int64]:
-    """Count the values 0 to bins - 1 in each row."""
-    rows = len(values_RK)
-    return np.bincount((values_RK + bins * np.arange(rows)[:, None]).ravel(), minlength=rows * bins).reshape(rows, bins)
+    above_NT = (runs.scores_NJ[:, :, None] > thresholds_T).mean(axis=1)
+    found = jackknife(lambda rows: above_NT[rows].mean(axis=0), runs.units_N)
+    low_T = high_T = np.full(len(thresholds_T), np.nan)
+    if found.num_groups >= LEAST_FOR_PROFILE:
+        low_T, high_T = found.share_bounds()
+    return PerformanceProfile(thresholds_T, found.estimate, low_T, high_T)

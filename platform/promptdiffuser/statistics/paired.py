@@ -1,19 +1,31 @@
-"""How two methods differ on the same episodes: same task, number of prompt and episode, and simulator's seed.
+"""How two methods differ on the same episodes: equal task, prompt number, episode number and simulator seed.
 
-Equal seeds are equal initial states, so what the states contribute cancels in the difference of a pair. Episodes share
-a prompt and prompts share a task: what is resampled is the highest level that a statement generalises over, each unit
-with all that lies below it. Axes: S trainings, J tasks.
+Equal seeds are equal initial states, so their effect cancels in the difference of a pair. `paired_difference` is the
+one way in which reports, comparisons, benchmarks and docs say that one method is better than another.
+
+Axes: S trainings, J tasks.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from promptdiffuser.errors import UserError
-from promptdiffuser.evaluation.scores import RESAMPLES
-from promptdiffuser.seeding import numpy_generator
-from promptdiffuser.statistics.intervals import Interval, bounds, mean_interval
-from promptdiffuser.statistics.scores import Level, of_method, run_level, run_means
+from promptdiffuser.statistics.intervals import (
+    CONFIDENCE,
+    LEAST_UNITS,
+    Interval,
+    crossed_interval,
+    holm,
+    mean_interval,
+    stratified_interval,
+)
+from promptdiffuser.statistics.scores import Level, level_of, linked, of_method, unit_means
+
+Verdict = Literal["better", "worse", "undecided", "equal", "too few trainings"]
 
 
 @dataclass(frozen=True)
@@ -21,16 +33,22 @@ class PairedDifference:
     """How much more a method gets than a baseline."""
 
     on_these_tasks: Interval
-    """Mean over the tasks; they are the fixed test set, runs are resampled."""
+    """Mean over the tasks, which are the fixed test set; the units are random."""
     on_tasks_like_these: Interval
-    """The same mean; the tasks are a random sample and resampled (and the trainings, where there are several)."""
+    """The same mean, with the tasks a random sample (and the trainings, where there are several)."""
     per_task: pd.Series
     """Mean difference by task."""
-    resampled: Level | None
-    """What a run is; none if there is one pair a task, and then `on_these_tasks` has no width."""
+    level: Level | None
+    """What the units are; None if nothing varies, and then there is no interval."""
+    units: int
+    """Independent units: trainings, or prompts or initial states of the task that has the fewest."""
+    trainings: int
     pairs: int
     unpaired: int
     """Episodes of either method without a partner, left out."""
+    p_value: float
+    """Of no difference on these tasks between trainings; NaN with fewer than three. `adjusted` corrects it where many
+    differences are shown together."""
 
     @property
     def tasks_better(self) -> int:
@@ -43,80 +61,109 @@ class PairedDifference:
         return len(self.per_task)
 
     @property
-    def settled(self) -> bool:
-        """Whether zero lies outside of the interval on these tasks."""
-        return self.resampled is not None and self.on_these_tasks.excludes(0)
+    def verdict(self) -> Verdict:
+        """What may be said of the method: a difference needs three trainings and a p-value below 5 %."""
+        if (self.per_task == 0).all():
+            return "equal"
+        if self.trainings < LEAST_UNITS:
+            return "too few trainings"
+        if self.p_value < 1 - CONFIDENCE:
+            return "better" if self.on_these_tasks.estimate > 0 else "worse"
+        return "undecided"
 
 
-def paired_difference(
-    episodes: pd.DataFrame, method: str, baseline: str, value: str = "return", seed: int = 0
-) -> PairedDifference:
+def paired_difference(episodes: pd.DataFrame, method: str, baseline: str, value: str = "return") -> PairedDifference:
     """Return `method` minus `baseline`.
 
-    The unit is the mean difference of a run on a task. Prompts are resampled within their task, as runs are by Agarwal
-    et al. 2021 (arXiv:2108.13264, section 4.1; rliable pairs nothing). A training is evaluated on every task, so
-    trainings are resampled with all their tasks.
+    A unit is a training with all its tasks, where there are several trainings; else the prompts of a task that share a
+    source in either method; else the episodes that share an initial state. A method with one prompt is taken as it is.
 
     Args:
-        episodes: One row an episode: method, task, prompt, episode, seed, return; training_seed if there are several.
+        episodes: One row an episode, see `statistics.scores`.
         method: Name of the method.
         baseline: Name of the method it is compared with.
         value: Column to compare.
-        seed: Address of the resamples.
 
     Raises:
         UserError: A method is missing, or no episodes of the two can be paired.
     """
     own, other = of_method(episodes, method), of_method(episodes, baseline)
     keys = [key for key in ("training_seed", "task", "prompt", "episode", "seed") if key in episodes]
-    both = own.set_index(keys)[value] - other.set_index(keys)[value]
-    difference = both.dropna().rename("difference").reset_index()
-    if difference.empty:
+    columns = [*keys, value, "prompt_source", "start"]
+    both = own[columns].merge(other[columns], on=keys, suffixes=("", "_of_baseline"))
+    if both.empty:
         common = sorted(set(own["task"]) & set(other["task"]))
         raise UserError(
             f"no episodes of {method!r} and {baseline!r} agree in {', '.join(keys)} (common tasks: {common or 'none'}"
             "); evaluate both with the same protocol and seed"
         )
-    level = run_level(difference)
-    means = run_means(difference, level, "difference")
-    per_task = means.groupby("task").mean()
+    both["difference"] = both[value] - both[f"{value}_of_baseline"]
+    both["prompt_source"] = _common_sources(both)
+    level = level_of(both)
+    means = unit_means(both, "difference")
+    trainings = both["training_seed"].nunique() if "training_seed" in both else 1
     if level == "training_seed":
-        fixed, sampled = _over_trainings(means.unstack("task"), seed)
+        table = means["mean"].unstack("task")
+        per_task = table.mean()
+        fixed, sampled, units = *_over_trainings(table), trainings
     else:
-        fixed = mean_interval({int(task): runs.to_numpy() for task, runs in means.groupby("task")}, seed)
-        sampled = mean_interval({0: per_task.to_numpy()}, seed)
+        per_task = both.groupby(["task", "prompt"])["difference"].mean().groupby("task").mean()
+        fixed, units = _stratified(means), int(means.groupby("task").size().min()) if level else 0
+        sampled = mean_interval(per_task.to_numpy())
     return PairedDifference(
         on_these_tasks=fixed,
         on_tasks_like_these=sampled,
         per_task=per_task,
-        resampled=level,
-        pairs=len(difference),
-        unpaired=len(own) + len(other) - 2 * len(difference),
+        level=level,
+        units=units,
+        trainings=trainings,
+        pairs=len(both),
+        unpaired=len(own) + len(other) - 2 * len(both),
+        p_value=fixed.p_value() if level == "training_seed" else float("nan"),
     )
 
 
-def _over_trainings(differences_SJ: pd.DataFrame, seed: int) -> tuple[Interval, Interval]:
+def adjusted(differences: Mapping[Any, PairedDifference]) -> dict[Any, PairedDifference]:
+    """Return the differences with p-values adjusted for their number by Holm's method."""
+    p_values = holm([each.p_value for each in differences.values()])
+    return {key: replace(each, p_value=p) for (key, each), p in zip(differences.items(), p_values, strict=True)}
+
+
+def mean_return(episodes: pd.DataFrame, value: str = "return") -> Interval:
+    """Return the mean over tasks of one method's returns, with the interval of its units."""
+    means = unit_means(episodes, value)
+    if level_of(episodes) == "training_seed":
+        return mean_interval(means["mean"].unstack("task").mean(axis=1).to_numpy())
+    return _stratified(means)
+
+
+def _stratified(means: pd.DataFrame) -> Interval:
+    by_task = dict(list(means.groupby("task")))
+    return stratified_interval(
+        {task: own["mean"].to_numpy() for task, own in by_task.items()},
+        {task: own["weight"].to_numpy() for task, own in by_task.items()},
+    )
+
+
+def _common_sources(both: pd.DataFrame) -> "pd.Series[int]":
+    """Return the source of each pair: prompts of a task that share one in either method have the same.
+
+    The one source of a method whose prompts are all copies is left out, as nothing of it varies.
+    """
+    groups = [key for key in ("training_seed", "task") if key in both]
+    keys = [
+        both.groupby([*groups, column]).ngroup().to_numpy()
+        for column in ("prompt_source", "prompt_source_of_baseline")
+        if (both.groupby(groups)[column].nunique() > 1).any()
+    ]
+    sources = linked(keys, len(both)) if keys else np.zeros(len(both), np.intp)
+    return pd.Series(sources, index=both.index)
+
+
+def _over_trainings(differences_SJ: pd.DataFrame) -> tuple[Interval, Interval]:
     """Return the two intervals of a table that has the trainings of both methods on every task."""
     if differences_SJ.isna().any(axis=None):
         holes = [pair for pair, lacks in differences_SJ.isna().stack().items() if lacks]
         raise UserError(f"no pairs of (training_seed, task) {holes}; evaluate every training on every task")
     table = differences_SJ.to_numpy()
-    fixed = mean_interval({0: table.mean(axis=1)}, seed)
-    # Trainings and tasks cross, so either is drawn for itself: the pigeonhole bootstrap (Owen 2007, Annals of Applied
-    # Statistics 1(2)).
-    generator = numpy_generator(seed, "trainings-and-tasks")
-    rows, columns = (generator.integers(size, size=(RESAMPLES, size)) for size in table.shape)
-    low, high = bounds(table[rows[:, :, None], columns[:, None, :]].mean(axis=(1, 2)))
-    return fixed, Interval(fixed.estimate, float(low), float(high))
-
-
-def mean_return(episodes: pd.DataFrame, value: str = "return") -> Interval:
-    """Return the mean over tasks of one method's returns, with the interval of whatever a run is.
-
-    Prompts, or single episodes, are resampled within their task, trainings with all their tasks.
-    """
-    level = run_level(episodes)
-    means = run_means(episodes, level, value)
-    if level == "training_seed":
-        return mean_interval({0: means.unstack("task").mean(axis=1).to_numpy()})
-    return mean_interval({int(task): runs.to_numpy() for task, runs in means.groupby("task")})
+    return mean_interval(table.mean(axis=1)), crossed_interval(table)

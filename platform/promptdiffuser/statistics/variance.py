@@ -17,7 +17,7 @@ def variance_components(episodes: pd.DataFrame, method: str, value: str = "score
     The model is score = mean + task + training + task × training + prompt + episode with independent random effects:
     every training meets every task, prompts lie within task and training, episodes within prompts. Mean squares of the
     balanced analysis of variance are set equal to their expectations (Searle, Casella and McCulloch, Variance
-    Components, 1992, chapter 4). An estimate can be negative where a component is small.
+    Components, 1992, chapter 4). An estimate can be negative where a component is small. Copies of a prompt count once.
 
     A level with one member has no row: what a single training adds differently to each task is in the row `task`, what
     a single episode adds is in the row `prompt`.
@@ -64,8 +64,14 @@ def _balanced(own: pd.DataFrame, method: str, value: str) -> NDArray[np.float64]
     """Return the scores (J, S, P, E)."""
     if value not in own:
         raise UserError(f"the frame of episodes has no column {value!r}; statistics.scores.normalised adds `score`")
-    levels = ["task", "training_seed", "prompt", "episode"]
-    own = own.assign(training_seed=own.get("training_seed", 0)).sort_values(levels)
+    own = own.assign(training_seed=own.get("training_seed", 0)).sort_values(
+        ["task", "training_seed", "prompt", "episode"]
+    )
+    # Copies of a prompt are one prompt, with the episodes of all of them; copies of an episode are one episode.
+    prompt = ["task", "training_seed", "prompt_source"]
+    own = own.drop_duplicates([*prompt, "start"])
+    own = own.assign(episode=own.groupby(prompt).cumcount()).sort_values([*prompt, "episode"])
+    levels = [*prompt, "episode"]
     shape = []
     for depth in range(len(levels)):
         members = own.groupby(levels[:depth])[levels[depth]].nunique() if depth else own[levels[:1]].nunique()
