@@ -1,20 +1,19 @@
 """The tables of a benchmark: returns, normalised scores, differences from a reference method, costs.
 
-A unit is a training seed: a draw of the few-shot set with everything that was trained and drawn for it. Its score is
-the mean over the test tasks, which are a fixed set. Intervals over a handful of seeds are Student's, as percentile
-intervals of so few cover too little (docs/statistics.md).
+A unit is a training seed: a draw of the few-shot set and of the start states, with everything that was trained and
+drawn for it. The test tasks are a fixed set. All seeds share one backbone, so intervals say nothing of other backbones.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from promptdiffuser.errors import UserError
-from promptdiffuser.evaluation.scores import CONFIDENCE
 from promptdiffuser.statistics.intervals import Interval
+from promptdiffuser.statistics.paired import PairedDifference, adjusted, mean_return, paired_difference
 from promptdiffuser.statistics.scores import at_first_target, without_diverged
 
 CELL = ["arm", "few_shot_episodes", "method"]
@@ -27,36 +26,51 @@ COSTS = {
 }
 """Name in summary.json -> column; the seconds are those of all test tasks together."""
 
-
-def student_interval(values: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> Interval:
-    """Return the mean of independent values with Student's interval; without width for a single one: not known."""
-    mean, count = float(np.mean(values)), len(values)
-    if count < 2:
-        return Interval(mean, np.nan, np.nan)
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1) * np.std(values, ddof=1) / np.sqrt(count))
-    return Interval(mean, mean - half, mean + half)
+Cell = tuple[str, int, str]
+"""Arm, size of the few-shot set, method."""
 
 
-def seed_returns(episodes: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean return of every cell and seed: mean over tasks of the means of prompts.
+def by_cell(episodes: pd.DataFrame) -> dict[Cell, pd.DataFrame]:
+    """Return the episodes of every cell that have a return at the first target.
 
     Args:
-        episodes: One row an episode: arm, few_shot_episodes, method, training_seed, task, prompt, episode, return.
+        episodes: One row an episode: arm, few_shot_episodes and the columns of `statistics.scores`, with training_seed.
     """
     kept = without_diverged(at_first_target(episodes))
-    by_prompt = kept.groupby([*CELL, "training_seed", "task", "prompt"])["return"].mean()
-    by_task = by_prompt.groupby([*CELL, "training_seed", "task"]).mean()
-    return by_task.groupby([*CELL, "training_seed"]).mean().reset_index()
+    return dict(list(kept.groupby(CELL, sort=False)))
 
 
-def by_cell(returns: pd.DataFrame) -> dict[tuple[str, int, str], pd.Series]:
-    """Return cell -> returns by training seed, of what `seed_returns` returns."""
-    return {cell: own.set_index("training_seed")["return"] for cell, own in returns.groupby(CELL, sort=False)}
+def cell_return(episodes: pd.DataFrame) -> Interval:
+    """Return the mean return of a cell over tasks and seeds; its interval is over seeds, unknown with fewer than three.
+
+    Every prompt of a seed and task counts the same.
+    """
+    found = mean_return(episodes)
+    return found if episodes["training_seed"].nunique() > 1 else Interval(found.estimate)
 
 
-def paired_difference(ours: pd.Series, theirs: pd.Series) -> Interval:
-    """Return the mean difference of two cells' returns on the seeds that both have, with Student's interval."""
-    return student_interval((ours - theirs).dropna().to_numpy())
+def cell_difference(own: pd.DataFrame, other: pd.DataFrame) -> PairedDifference:
+    """Return one cell minus another, on equal seeds, few-shot episodes, prompt numbers and start states."""
+    both = pd.concat([own.assign(method="own"), other.assign(method="other")], ignore_index=True)
+    return paired_difference(both, "own", "other")
+
+
+def differences(
+    cells: Mapping[Cell, pd.DataFrame], reference: str, reference_arm: str | None = None
+) -> dict[Cell, PairedDifference]:
+    """Return every cell minus the reference method's with as large a few-shot set; p-values adjusted for all of them.
+
+    Args:
+        cells: Episodes of every cell.
+        reference: Method that differences are from.
+        reference_arm: Arm of that method; None is each cell's own.
+    """
+    found = {}
+    for (arm, size, method), own in cells.items():
+        compared_with = (arm if reference_arm is None else reference_arm, size, reference)
+        if compared_with != (arm, size, method):
+            found[arm, size, method] = cell_difference(own, cells[compared_with])
+    return adjusted(found)
 
 
 def table(
@@ -64,47 +78,42 @@ def table(
 ) -> pd.DataFrame:
     """Return one row an arm, size of few-shot set and method, best first within arms of equal few-shot sets.
 
-    Differences pair equal seeds: the same few-shot episodes, prompt numbers and start states.
-
     Args:
-        episodes: See `seed_returns`.
+        episodes: See `by_cell`.
         costs: One row a cell and seed: `normalised` and the costs that summary.json has.
-        reference: Method that differences are from, with as large a few-shot set.
-        reference_arm: Arm of that method; None is each row's own.
+        reference: See `differences`.
+        reference_arm: See `differences`.
 
     Raises:
         UserError: The reference has no episodes.
     """
-    returns = seed_returns(episodes)
-    if reference not in set(returns["method"]):
-        raise UserError(f"no episodes of the reference method {reference!r}; name one of {sorted(set(returns.method))}")
+    cells = by_cell(episodes)
+    methods = sorted({method for _, _, method in cells})
+    if reference not in methods:
+        raise UserError(f"no episodes of the reference method {reference!r}; name one of {methods}")
+    differing = differences(cells, reference, reference_arm)
     rows = []
-    returns_of = by_cell(returns)
-    for cell, own in returns_of.items():
-        arm, size, method = cell
-        of_cell = costs[(costs["arm"] == arm) & (costs["few_shot_episodes"] == size) & (costs["method"] == method)]
-        own_return = student_interval(own.to_numpy())
-        row = {
-            "arm": arm,
-            "few_shot_episodes": size,
-            "method": method,
-            "seeds": len(own),
-            "return": own_return.estimate,
-            "return_low": own_return.low,
-            "return_high": own_return.high,
-            "normalised": of_cell["normalised"].mean(),
-            "failed_share": of_cell["failed_share"].mean(),
-        }
-        difference = Interval(np.nan, np.nan, np.nan)
-        compared_with = (arm if reference_arm is None else reference_arm, size, reference)
-        if cell != compared_with:
-            difference = paired_difference(own, returns_of[compared_with])
-        row |= {
-            "difference": difference.estimate,
-            "difference_low": difference.low,
-            "difference_high": difference.high,
-        }
-        rows.append(row | {column: of_cell[name].mean() for name, column in COSTS.items()})
+    for cell, own in cells.items():
+        paid = costs[(costs[CELL] == cell).all(axis=1)]
+        mean, paired = cell_return(own), differing.get(cell)
+        difference = Interval(np.nan) if paired is None else paired.on_these_tasks
+        rows.append(
+            dict(zip(CELL, cell, strict=True))
+            | {
+                "seeds": own["training_seed"].nunique(),
+                "return": mean.estimate,
+                "return_low": mean.low,
+                "return_high": mean.high,
+                "normalised": paid["normalised"].mean(),
+                "failed_share": paid["failed_share"].mean(),
+                "difference": difference.estimate,
+                "difference_low": difference.low,
+                "difference_high": difference.high,
+                "p_value": np.nan if paired is None else paired.p_value,
+                "verdict": "" if paired is None else paired.verdict,
+            }
+            | {column: paid[name].mean() for name, column in COSTS.items()}
+        )
     return pd.DataFrame(rows).sort_values(["few_shot_episodes", "return"], ascending=[True, False], ignore_index=True)
 
 

@@ -70,7 +70,7 @@ def _name(axes: Axes, front: pd.DataFrame) -> None:
 
 
 def _half_widths(rows: pd.DataFrame) -> pd.Series:
-    """Return half of each interval, which lies evenly around the return; 0 over a single seed, which has none."""
+    """Return half of each interval, which lies evenly around the return; 0 where it is not known."""
     widths: pd.Series = rows["return"] - rows["return_low"]
     return widths.fillna(0.0)
 

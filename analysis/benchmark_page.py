@@ -10,15 +10,24 @@ from typing import Any
 import pandas as pd
 
 from analysis import page
-from analysis.benchmark import CELL, by_cell, paired_difference, seed_returns
+from analysis.benchmark import CELL, Cell, by_cell, cell_difference
 from analysis.benchmark_figures import return_by_size, return_for_cost
 from analysis.evidence import interval_of
+from promptdiffuser.statistics.intervals import LEAST_UNITS
+from promptdiffuser.statistics.paired import adjusted
 from promptdiffuser.statistics.pareto import on_front
 
 QUESTION = "Which way of making a prompt adapts the frozen policy best, at what cost, and how sure are we?"
 _DOT, _REFERENCE_DOT = "#0072b2", "#d55e00"
 _NAMED = 8
 """More names than this make no sentence."""
+_VERDICTS = {
+    "better": "better than it",
+    "worse": "worse",
+    "equal": "equal to it in every episode",
+    "undecided": "without a significant difference",
+    "too few trainings": "with too few seeds for a verdict",
+}
 _MANY_LINES = 12
 """More lines than this in the figure over sizes of the few-shot set tell nothing apart; the best are drawn."""
 
@@ -46,7 +55,7 @@ def render(
         facts: What makes the numbers repeatable: command, dataset and the like.
         table: What `analysis.benchmark.table` returns.
         per_task: What `analysis.benchmark.per_task` returns.
-        episodes: See `analysis.benchmark.seed_returns`.
+        episodes: See `analysis.benchmark.by_cell`.
         reference: Method that the table's differences are from.
     """
     named = table.assign(name=_names(table))
@@ -63,49 +72,66 @@ def render(
 
 def conclusions(table: pd.DataFrame, episodes: pd.DataFrame) -> list[str]:
     """Return sentences computed from the numbers: what they show, and where they stop."""
-    returns_of = by_cell(seed_returns(episodes))
+    cells = by_cell(episodes)
     several = table["few_shot_episodes"].nunique() > 1
     sentences = [
         (f"{size} few-shot episodes: " if several else "") + sentence
         for size, rows in table.assign(name=_names(table)).groupby("few_shot_episodes")
-        for sentence in _of_size(rows, returns_of)
+        for sentence in _of_size(rows, cells)
     ]
     return [
         *sentences,
-        "The tasks are these test tasks alone; intervals are over seeds. Of many differences that are nothing, one in "
-        "twenty is told apart by chance.",
+        "All seeds share one backbone and these test tasks: how results vary with other backbones or tasks is not in "
+        "the intervals. P-values are adjusted for the number of differences by Holm's method.",
     ]
 
 
-def _of_size(rows: pd.DataFrame, returns_of: Mapping[tuple[str, int, str], pd.Series]) -> Iterator[str]:
+def _of_size(rows: pd.DataFrame, cells: Mapping[Cell, pd.DataFrame]) -> Iterator[str]:
     best = rows.iloc[0]
+    seeds = f"{best['seeds']} seeds" if best["seeds"] > 1 else "one seed"
     yield (
         f"{best['name']} has the highest mean return of {len(rows)}: {page.number(best['return'], 1)} "
-        f"{page.bounds(interval_of(best, 'return'), 1)} over {best['seeds']} seeds."
-        if best["seeds"] > 1
-        else f"{best['name']} has the highest mean return of {len(rows)}, {page.number(best['return'], 1)}, over one "
-        "seed: nothing is known of its interval, and no two are told apart."
+        f"{page.bounds(interval_of(best, 'return'), 1)} over {seeds}."
     )
-    first, *others = (returns_of[tuple(cell)] for cell in rows[CELL].to_numpy())
-    is_level = [not paired_difference(first, other).low > 0 for other in others]
-    level = rows.iloc[1:][is_level]
-    if len(level):
-        cheapest = level.loc[level["adapt_s"].idxmin()]
-        yield (
-            f"On equal seeds {len(level)} of the other {len(others)} are not told apart from it"
-            f"{': ' + ', '.join(level['name']) if len(level) <= _NAMED else ''}. Of these {cheapest['name']} is the "
-            f"cheapest: {page.number(cheapest['adapt_s'], 1)} s for all tasks, the best takes "
-            f"{page.number(best['adapt_s'], 1)} s."
-        )
-    elif others:
-        yield f"On equal seeds it is ahead of all {len(others)} others."
-    compared = rows.dropna(subset=["difference_low"])
+    if len(rows) > 1:
+        yield _rivals(rows, cells)
+    compared = rows[rows["verdict"] != ""]
     if len(compared):
-        ahead, after = (compared["difference_low"] > 0).sum(), (compared["difference_high"] < 0).sum()
+        counts = compared["verdict"].value_counts()
         yield (
-            f"Of {len(compared)} compared with the reference, {ahead} are ahead of it, {after} behind, "
-            f"{len(compared) - ahead - after} not told apart."
+            f"Compared with the reference, {len(compared)} in all: "
+            + ", ".join(f"{counts[verdict]} {words}" for verdict, words in _VERDICTS.items() if verdict in counts)
+            + "."
         )
+    undecided = compared[compared["verdict"] == "undecided"]
+    if len(undecided):
+        worst = undecided.loc[undecided["difference_low"].idxmin()]
+        yield (
+            "Without a significant difference does not mean equal: by the ends of the intervals, one of these could be "
+            f"{page.number(-worst['difference_low'], 1)} below the reference ({worst['name']}) and one "
+            f"{page.number(undecided['difference_high'].max(), 1)} above it "
+            f"({undecided.loc[undecided['difference_high'].idxmax(), 'name']})."
+        )
+
+
+def _rivals(rows: pd.DataFrame, cells: Mapping[Cell, pd.DataFrame]) -> str:
+    """Return which methods are not shown to be worse than the best one, and how much worse they could be."""
+    first, *others = (cells[tuple(cell)] for cell in rows[CELL].to_numpy())
+    behind = adjusted({number: cell_difference(first, other) for number, other in enumerate(others)})
+    if any(paired.verdict == "too few trainings" for paired in behind.values()):
+        return f"Seeds are too few to say which others it is better than ({rows['seeds'].min()} of {LEAST_UNITS})."
+    rivals = rows.iloc[1:].assign(most=[paired.on_these_tasks.high for paired in behind.values()])
+    rivals = rivals[[paired.verdict != "better" for paired in behind.values()]]
+    if rivals.empty:
+        return f"On equal seeds it is better than all {len(others)} others."
+    cheapest = rivals.loc[rivals["adapt_s"].idxmin()]
+    names = f": {', '.join(rivals['name'])}" if len(rivals) <= _NAMED else ""
+    return (
+        f"On equal seeds {len(rivals)} of the other {len(others)} show no significant difference from it{names}. Of "
+        f"these {cheapest['name']} is the cheapest, {page.number(cheapest['adapt_s'], 1)} s for all tasks against "
+        f"{page.number(rows.iloc[0]['adapt_s'], 1)} s of the best; its return could be up to "
+        f"{page.number(cheapest['most'], 1)} lower."
+    )
 
 
 def _names(rows: pd.DataFrame) -> pd.Series:
@@ -140,7 +166,8 @@ def _returns(size: Any, rows: pd.DataFrame, reference: str) -> str:
                 page.estimate(interval_of(row, "return"), 1),
                 picture,
                 page.number(row["normalised"], 3),
-                "" if pd.isna(row["difference"]) else page.estimate(interval_of(row, "difference"), 1),
+                page.estimate(interval_of(row, "difference"), 1) if row["verdict"] else "",
+                row["verdict"],
                 page.percent(row["failed_share"]),
                 page.number(row["tunable"], 0),
                 page.number(row["updates"], 0),
@@ -152,14 +179,15 @@ def _returns(size: Any, rows: pd.DataFrame, reference: str) -> str:
         )
         for number, (row, colour, picture) in enumerate(zip(records, colours, pictures, strict=True))
     ]
-    heads = ("Method", "Mean return", "", "Normalised", f"Minus {reference}", "Failed episodes")
+    heads = ("Method", "Mean return", "", "Normalised", f"Minus {reference}", "Verdict", "Failed episodes")
     heads += ("Numbers tuned", "Updates", "Episodes played", "Seconds", "Memory, GiB")
     return page.section(
         f"returns-{size}",
-        f"Returns and costs, {size} few-shot episodes",
+        f"Returns and costs, {size} few-shot episodes, one backbone",
         page.table("Returns and costs", heads, lines),
-        "95\u00a0% intervals of Student over seeds; differences on equal seeds. Numbers, updates and episodes are of "
-        "one task, seconds of one core of all test tasks; memory is that of the process.",
+        "95\u00a0% intervals of Student over seeds (few-shot draw, trainings and start states; the backbone is one for "
+        "all), – with fewer than three; differences on equal seeds. Numbers, updates and episodes are of one task, "
+        "seconds of one core of all test tasks; memory is that of the process.",
     )
 
 

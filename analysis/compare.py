@@ -4,13 +4,13 @@
     python -m analysis.compare "tags.`promptdiffuser.method` = 'prompt-diffuser' and params.seed = '0'"
 
 A run is a whole experiment, whose methods are compared one by one, or one method of an experiment. Every run is
-compared with the first; runs that differ in nothing but the seed count as trainings of one. In a script:
-`compare(uri, [run_a, run_b])`.
+compared with the first; runs that differ in nothing but the seed, the draw of the few-shot set and the start states
+count as trainings of one. In a script: `compare(uri, [run_a, run_b])`.
 """
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,13 +20,14 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis import page
-from analysis.evidence import UNITS, columns_of
+from analysis.evidence import columns_of
 from analysis.sides import Side, find_sides
 from analysis.tables import write_tables
+from analysis.verdicts import counted, verdict
 from promptdiffuser.errors import UserError
 from promptdiffuser.statistics.aggregates import probability_of_improvement
 from promptdiffuser.statistics.intervals import Interval
-from promptdiffuser.statistics.paired import PairedDifference, mean_return, paired_difference
+from promptdiffuser.statistics.paired import PairedDifference, adjusted, mean_return, paired_difference
 from promptdiffuser.statistics.scores import run_scores
 from promptdiffuser.tracking.store import resolve_uri
 
@@ -46,37 +47,18 @@ class Pair:
     """Method of the side; of the reference too, unless both have a single one."""
     reference_method: str
     difference: PairedDifference
-    """Side minus reference, in return, on the same episodes."""
+    """Side minus reference, in return, on the same episodes; its p-value is adjusted for the number of pairs."""
     chance: Interval
     """Probability that a run of the side scores higher than one of the reference on the same task."""
 
     @property
-    def verdict(self) -> str:
+    def sentence(self) -> str:
         """What the numbers allow to say, in words."""
-        paired, names = self.difference, (self.side.name, self.reference.name)
         about = f"{self.method}: " if self.method == self.reference_method else ""
-        if (paired.per_task == 0).all():
-            return f"{about}{names[0]} and {names[1]} have equal returns on all {paired.num_tasks} tasks"
-        # Seen from whichever is ahead.
-        ahead = paired.on_these_tasks.estimate >= 0
-        better, worse = names if ahead else names[::-1]
-        wins = int(((paired.per_task if ahead else -paired.per_task) > 0).sum())
-        tasks = f"on {wins} of {paired.num_tasks} tasks"
-        here, elsewhere = (
-            interval if ahead else _mirrored(interval, 0.0)
-            for interval in (paired.on_these_tasks, paired.on_tasks_like_these)
-        )
-        chance = self.chance if ahead else _mirrored(self.chance, 1.0)
-        numbers = (
-            f"difference {page.number(here.estimate)} {page.bounds(here)}, "
-            f"probability of improvement {page.number(chance.estimate)} {page.bounds(chance)}"
-        )
-        if paired.resampled is None:
-            return f"{about}{better} is higher than {worse} {tasks}; {numbers}; one episode a task settles nothing"
-        if not paired.settled:
-            return f"{about}{better} and {worse} are not told apart; {better} is higher {tasks}; {numbers}"
-        limit = "" if elsewhere.excludes(0) else f"; on tasks like these {page.bounds(elsewhere)} leaves it open"
-        return f"{about}{better} is better than {worse} {tasks}; {numbers}{limit}"
+        said = f"{about}{verdict(self.difference, self.side.name, self.reference.name)}"
+        if self.difference.verdict == "equal":
+            return said
+        return f"{said}; probability of improvement {page.number(self.chance.estimate)} {page.bounds(self.chance)}"
 
 
 @dataclass(frozen=True)
@@ -91,7 +73,7 @@ class Comparison:
     @property
     def verdicts(self) -> list[str]:
         """One sentence a pair."""
-        return [pair.verdict for pair in self.pairs]
+        return [pair.sentence for pair in self.pairs]
 
     @property
     def settings(self) -> pd.DataFrame:
@@ -138,10 +120,13 @@ class Comparison:
                     "probability_of_improvement": pair.chance.estimate,
                     "probability_low": pair.chance.low,
                     "probability_high": pair.chance.high,
-                    "resampled": UNITS[pair.difference.resampled],
+                    "units": pair.difference.units,
+                    "over": counted(pair.difference.level, pair.difference.units),
+                    "trainings": pair.difference.trainings,
+                    "p_value": pair.difference.p_value,
                     "pairs": pair.difference.pairs,
                     "unpaired": pair.difference.unpaired,
-                    "verdict": pair.verdict,
+                    "verdict": pair.difference.verdict,
                 }
                 for pair in self.pairs
             ]
@@ -212,6 +197,8 @@ def compare(uri: str, selections: Sequence[str], force: bool = False) -> Compari
                 warnings.append(f"{method} of {side.name} is not compared: {error}")
     if not pairs:
         raise UserError("; ".join(warnings))
+    tested = adjusted(dict(enumerate(pair.difference for pair in pairs)))
+    pairs = [replace(pair, difference=tested[number]) for number, pair in enumerate(pairs)]
     return Comparison(tuple(sides), tuple(pairs), tuple(warnings))
 
 
@@ -241,9 +228,20 @@ def _comparable(episodes: pd.DataFrame) -> pd.DataFrame:
 
 
 def _incomparable(sides: Sequence[Side]) -> list[str]:
-    unequal = _unequal({side.name: side.conditions for side in sides})
+    """Return what keeps returns from being comparable; trainings are held against those of the same name."""
+    found = _differing({side.name: side.conditions for side in sides})
+    if all(len(side.replicates) == 1 for side in sides):
+        return found + _differing({side.name: next(iter(side.replicates.values())) for side in sides})
+    for label in dict.fromkeys(label for side in sides for label in side.replicates):
+        own = {side.name: side.replicates[label] for side in sides if label in side.replicates}
+        found += _differing(own, f" of training {label}")
+    return found
+
+
+def _differing(values: dict[str, dict[str, str]], where: str = "") -> list[str]:
+    unequal = _unequal(values)
     return [
-        f"not comparable, {row.Index} differs: "
+        f"not comparable, {row.Index}{where} differs: "
         + ", ".join(f"{name} {value}" for name, value in zip(unequal, row[1:], strict=True))
         for row in unequal.itertuples()
     ]
@@ -253,11 +251,6 @@ def _unequal(values: dict[str, dict[str, str]]) -> pd.DataFrame:
     """Return the keys whose values are not equal everywhere; a key that one lacks is unequal."""
     frame = pd.DataFrame(values, dtype=object).fillna("-").rename_axis("setting")
     return frame[frame.nunique(axis=1) > 1].sort_index()
-
-
-def _mirrored(interval: Interval, total: float) -> Interval:
-    """Return the interval as the other side sees it; the two estimates add up to `total`."""
-    return Interval(total - interval.estimate, total - interval.high, total - interval.low)
 
 
 def write_comparison(comparison: Comparison, uri: str, folder: Path) -> Path:
@@ -296,8 +289,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     console.print(shown)
     console.print(_table("Returns", comparison.returns))
     console.print(_table("Costs", comparison.costs.reset_index()))
-    for verdict in comparison.verdicts:
-        console.print(f"[bold]{verdict}[/]", soft_wrap=True)
+    for sentence in comparison.verdicts:
+        console.print(f"[bold]{sentence}[/]", soft_wrap=True)
 
 
 def _table(title: str, frame: pd.DataFrame) -> Table:

@@ -33,9 +33,11 @@ def render(comparison: Comparison, uri: str) -> str:
             "differences",
             f"Difference from {sides[0].name} on the same episodes",
             _differences(comparison),
-            "Episodes with equal task, prompt number and simulator seed are paired. On these tasks: runs (trainings "
-            "where there are several, else prompts) are resampled. On tasks like them: tasks are resampled. The last "
-            "column is the probability that a run scores higher than one of the reference on the same task.",
+            "Episodes with equal task, prompt number and simulator seed are paired. Intervals are Student's, – where "
+            "too few units would make them a guess. On these tasks: the tasks are fixed, the trainings (prompts where "
+            "there is one training) are random. On tasks like them: the tasks are random too. P-values are adjusted "
+            "for the number of pairs by Holm's method. The last column is the probability that a run scores higher "
+            "than one of the reference on the same task.",
         ),
         page.section("tasks", "Return by task", _tasks(comparison)),
         page.section("costs", "Costs", _costs(comparison), "Means over trainings, as logged; seconds end in _s."),
@@ -113,12 +115,16 @@ def _differences(comparison: Comparison) -> str:
                 page.bounds(Interval(row.difference, row.low, row.high)),
                 page.bounds(Interval(row.difference, row.low_on_tasks_like_these, row.high_on_tasks_like_these)),
                 f"{row.tasks_better} of {row.tasks}",
+                row.over,
+                row.verdict,
+                page.number(row.p_value, 3),
                 page.estimate(Interval(row.probability_of_improvement, row.probability_low, row.probability_high)),
             ),
         )
         for row in comparison.differences.itertuples()
     ]
-    heads = ("Pair", "Difference", "On these tasks", "On tasks like them", "Tasks better", "Probability of improvement")
+    heads = ("Pair", "Difference", "On these tasks", "On tasks like them", "Tasks better", "Over", "Verdict", "p")
+    heads += ("Probability of improvement",)
     return page.table("Paired differences", heads, rows)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from promptdiffuser.data.manifest import FileRecord, Manifest, TaskRecord
 from promptdiffuser.data.store import Dataset
-from promptdiffuser.evaluation.scores import normalised
+from promptdiffuser.statistics.scores import normalise
 from promptdiffuser.tasks.experts import QUALITIES, Quality
 from promptdiffuser.tasks.family import TaskFamily
 from promptdiffuser.tasks.meta_world import NUM_GOALS
@@ -133,7 +133,7 @@ def _draw(axes: Axes, title: str, values: NDArray[np.float64], references: Mappi
     for name, value in references.items():
         if limits[0] <= value <= limits[1]:
             axes.axvline(value, **_REFERENCES[name])
-    score = normalised(values.mean(), references[RANDOM], references[EXPERT])
+    score = normalise(values.mean(), references[RANDOM], references[EXPERT])
     axes.set_title(f"{title}\nmean {values.mean():.4g}, normalised {score:.2f}", loc="left", fontsize=7.5, color=_INK)
     axes.set_xlim(*limits)
     axes.locator_params(axis="x", nbins=3)
@@ -150,7 +150,7 @@ def _line(label: str, records: list[FileRecord], references: Mapping[int, TaskRe
     scores = []
     for task in {record.task for record in records}:
         own = [record for record in records if record.task == task]
-        scores.append(normalised(_mean(own), references[task].random_return, references[task].expert_return))
+        scores.append(normalise(_mean(own), references[task].random_return, references[task].expert_return))
     return Line(
         label=label,
         quality=_quality(records[0]),

@@ -5,30 +5,37 @@ docs/statistics.md explains each number.
 
 from collections.abc import Callable, Mapping
 from math import sqrt
+from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from analysis import page
 from analysis.figures import method_colours, method_label, method_order, performance_profiles
+from analysis.verdicts import counted
 from promptdiffuser.errors import UserError
-from promptdiffuser.statistics.aggregates import interquartile_mean, optimality_gap, probability_of_improvement
-from promptdiffuser.statistics.intervals import Interval, bootstrap
-from promptdiffuser.statistics.paired import PairedDifference, paired_difference
-from promptdiffuser.statistics.scores import run_scores
+from promptdiffuser.statistics.aggregates import (
+    aggregate,
+    interquartile_mean,
+    optimality_gap,
+    probability_of_improvement,
+)
+from promptdiffuser.statistics.intervals import Interval
+from promptdiffuser.statistics.paired import PairedDifference, adjusted, paired_difference
+from promptdiffuser.statistics.scores import Level, run_scores
 from promptdiffuser.statistics.variance import variance_components
 
 BASELINE = "prompt-dt"
-UNITS = {"training_seed": "trainings", "prompt": "prompts", "episode": "episodes", None: "nothing"}
 
 
 def differences(episodes: pd.DataFrame) -> dict[str, PairedDifference]:
-    """Return every method minus the baseline, in the order of the tables; nothing without a baseline."""
+    """Return every method minus the baseline, in the order of the tables; nothing without a baseline.
+
+    P-values are adjusted for the number of methods.
+    """
     methods = method_order(list(episodes["method"].unique()))
     if BASELINE not in methods:
         return {}
-    return {method: paired_difference(episodes, method, BASELINE) for method in methods if method != BASELINE}
+    return adjusted({m: paired_difference(episodes, m, BASELINE) for m in methods if m != BASELINE})
 
 
 def evidence(episodes: pd.DataFrame) -> dict[str, pd.DataFrame | str]:
@@ -51,8 +58,8 @@ def scores_section(table: pd.DataFrame | str, episodes: pd.DataFrame) -> str:
         "0 is the random policy, 1 the expert. The interquartile mean leaves out the worst and the best quarter of all "
         "prompts' scores; the optimality gap is what is missing to the expert. The last column is the probability that "
         f"a prompt of the method scores higher than one of {method_label(BASELINE)} on the same task. A curve shows "
-        "which share of a method's prompts scores above a value. Intervals and bands are 95\u00a0%, prompts resampled "
-        "within each task.",
+        "which share of a method's prompts scores above a value. Intervals are 95\u00a0%; they count different "
+        "prompts, as copies of one prompt say nothing new, and are left out (–) where those are too few.",
     )
 
 
@@ -62,8 +69,9 @@ def differences_section(table: pd.DataFrame | str) -> str:
         "differences",
         f"Return compared with {method_label(BASELINE)} on the same episodes",
         page.caption(table) if isinstance(table, str) else _differences_html(table),
-        "Mean difference of episodes with equal task, prompt number and simulator seed, with two 95\u00a0% intervals. "
-        "On these tasks: prompts are resampled with their episodes. On tasks like them: tasks are resampled.",
+        "Mean difference of episodes with equal task, prompt number and simulator seed, with two 95\u00a0% intervals "
+        "of Student. On these tasks: the tasks are fixed, the units named in the table are random. On tasks like them: "
+        "the tasks are random. A method is called better or worse from three trainings on; – is not known.",
     )
 
 
@@ -88,6 +96,10 @@ def interval_of(row: Mapping[str, float], name: str) -> Interval:
     return Interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
 
 
+def _units(level: Level | None, units: int) -> dict[str, Any]:
+    return {"units": units, "over": counted(level, units)}
+
+
 def _or_reason(table: Callable[[pd.DataFrame], pd.DataFrame], episodes: pd.DataFrame) -> pd.DataFrame | str:
     try:
         return table(episodes)
@@ -96,11 +108,12 @@ def _or_reason(table: Callable[[pd.DataFrame], pd.DataFrame], episodes: pd.DataF
 
 
 def _scores(episodes: pd.DataFrame) -> pd.DataFrame:
-    scores: Mapping[str, NDArray[np.float64]] = run_scores(episodes)
+    scores = run_scores(episodes)
     rows = {
         method: {
-            **columns_of("interquartile_mean", bootstrap(scores[method], interquartile_mean)),
-            **columns_of("optimality_gap", bootstrap(scores[method], optimality_gap)),
+            **columns_of("interquartile_mean", aggregate(scores[method], interquartile_mean)),
+            **columns_of("optimality_gap", aggregate(scores[method], optimality_gap)),
+            **_units(scores[method].level, scores[method].num_units),
             **(
                 columns_of("better_than_baseline", probability_of_improvement(scores[method], scores[BASELINE]))
                 if BASELINE in scores and method != BASELINE
@@ -128,13 +141,14 @@ def _scores_html(table: pd.DataFrame, episodes: pd.DataFrame) -> str:
                 page.estimate(interval_of(row, "interquartile_mean"), 3),
                 picture,
                 page.estimate(interval_of(row, "optimality_gap"), 3),
+                row["over"],
                 *([_chance(method, row)] if compared else []),
             ],
             best=row["interquartile_mean"] == best,
         )
         for (method, row), picture in zip(rows.items(), pictures, strict=True)
     ]
-    heads = ["Method", "Interquartile mean", "", "Optimality gap"]
+    heads = ["Method", "Interquartile mean", "", "Optimality gap", "Over"]
     if compared:
         heads.append(f"Better than {method_label(BASELINE)}")
     figure = performance_profiles(run_scores(episodes))
@@ -160,7 +174,10 @@ def _differences(episodes: pd.DataFrame) -> pd.DataFrame:
             "tasks": paired.num_tasks,
             "pairs": paired.pairs,
             "unpaired": paired.unpaired,
-            "resampled": UNITS[paired.resampled],
+            **_units(paired.level, paired.units),
+            "trainings": paired.trainings,
+            "p_value": paired.p_value,
+            "verdict": paired.verdict,
         }
         for method, paired in found.items()
     }
@@ -176,13 +193,17 @@ def _differences_html(table: pd.DataFrame) -> str:
             [
                 page.number(row["difference"]),
                 page.bounds(interval_of(row, "difference")),
-                f"[{page.number(row['low_on_tasks_like_these'])}, {page.number(row['high_on_tasks_like_these'])}]",
+                page.bounds(
+                    Interval(row["difference"], row["low_on_tasks_like_these"], row["high_on_tasks_like_these"])
+                ),
                 f"{row['tasks_better']} of {row['tasks']}",
+                row["over"],
+                row["verdict"],
             ],
         )
         for method, row in table.to_dict("index").items()
     ]
-    heads = ("Method", "Difference", "On these tasks", "On tasks like them", "Tasks better")
+    heads = ("Method", "Difference", "On these tasks", "On tasks like them", "Tasks better", "Over", "Verdict")
     return page.table("Paired differences", heads, rows)
 
 

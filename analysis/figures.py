@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from numpy.typing import NDArray
 
 from analysis.runs import EXPERT, TRAINING
 from promptdiffuser.statistics.aggregates import performance_profile
-from promptdiffuser.statistics.intervals import task_interval
+from promptdiffuser.statistics.paired import mean_return
+from promptdiffuser.statistics.scores import Runs
 
 # Order of appearance everywhere, and one colour a method (Okabe and Ito's palette, told apart with
 # any colour vision; its lightest colours darkened until they have the contrast of 3:1 that WCAG asks of graphics).
@@ -88,7 +88,7 @@ def learning_curves(metrics: pd.DataFrame) -> Figure:
 
 
 def returns_per_task(episodes: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
-    """Draw each method's mean return on each task with its 95 % interval."""
+    """Draw each method's mean return on each task with its 95 % interval, where that is known."""
     tasks = sorted(int(task) for task in episodes["task"].unique())
     methods = method_order(list(episodes["method"].unique()))
     colours = method_colours(methods)
@@ -102,7 +102,7 @@ def returns_per_task(episodes: pd.DataFrame, labels: Mapping[str, str]) -> Figur
             of_task = own[own["task"] == task]
             if len(of_task):
                 places.append(position + (rank - (len(methods) - 1) / 2) * spacing)
-                intervals.append(task_interval(of_task))
+                intervals.append(mean_return(of_task))
         means = [interval.estimate for interval in intervals]
         axes.vlines(places, [i.low for i in intervals], [i.high for i in intervals], colours[method], linewidth=2)
         axes.scatter(
@@ -127,14 +127,14 @@ def returns_per_task(episodes: pd.DataFrame, labels: Mapping[str, str]) -> Figur
     return figure
 
 
-def performance_profiles(scores: Mapping[str, NDArray[np.float64]]) -> Figure:
-    """Draw which share of each method's runs scores above each normalised score, with its 95 % band.
+def performance_profiles(scores: Mapping[str, Runs]) -> Figure:
+    """Draw which share of each method's runs scores above each normalised score, with its 95 % band where it is known.
 
     The right panel is the left one from the lower quartile of all scores on, where good methods lie close together.
     """
     methods = method_order(list(scores))
     colours = method_colours(methods)
-    everything = np.concatenate([scores[method].ravel() for method in methods])
+    everything = np.concatenate([scores[method].scores_NJ.ravel() for method in methods])
     low = max(_PROFILE_FROM, min(0.0, float(everything.min())))
     high = max(1.0, float(everything.max())) + 0.02
     figure = Figure(figsize=(WIDTH_INCHES, 3.6), layout="constrained")

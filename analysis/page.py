@@ -94,19 +94,16 @@ def method_row(method: str, colour: str, cells: Iterable[str], best: bool = Fals
 
 
 def estimate(interval: Interval, digits: int = 2) -> str:
-    """Return an estimate with its bounds, where they are known."""
-    if not isfinite(interval.low):
-        return number(interval.estimate, digits)
+    """Return an estimate with its bounds."""
     return f'{number(interval.estimate, digits)} <span class="interval">{bounds(interval, digits)}</span>'
 
 
 def whiskers(intervals: Sequence[Interval], colours: Sequence[str]) -> list[str]:
-    """Draw intervals on a scale of their own, a picture each."""
-    drawn = [interval for interval in intervals if isfinite(rank(interval.estimate))]
-    low = min((interval.low for interval in drawn), default=0.0)
-    high = max((interval.high for interval in drawn), default=0.0)
+    """Draw intervals on a scale of their own, a picture each; an estimate without bounds is a dot."""
+    places = [value for each in intervals for value in (each.low, each.estimate, each.high) if isfinite(value)]
+    low, high = min(places, default=0.0), max(places, default=0.0)
     return [
-        _whisker(interval, low, high, colour) if interval in drawn and high > low else ""
+        _whisker(interval, low, high, colour) if isfinite(interval.estimate) and high > low else ""
         for interval, colour in zip(intervals, colours, strict=True)
     ]
 
@@ -115,9 +112,10 @@ def _whisker(interval: Interval, low: float, high: float, colour: str) -> str:
     left, middle, right = (
         6 + 128 * (value - low) / (high - low) for value in (interval.low, interval.estimate, interval.high)
     )
+    line = f'<line x1="{left:.1f}" x2="{right:.1f}" y1="7" y2="7" stroke="{colour}" stroke-width="2"/>'
     return (
-        f'<svg width="140" height="14" aria-hidden="true"><line x1="{left:.1f}" x2="{right:.1f}" y1="7" y2="7" '
-        f'stroke="{colour}" stroke-width="2"/><circle cx="{middle:.1f}" cy="7" r="4.5" fill="{colour}"/></svg>'
+        f'<svg width="140" height="14" aria-hidden="true">{line if interval.is_known else ""}'
+        f'<circle cx="{middle:.1f}" cy="7" r="4.5" fill="{colour}"/></svg>'
     )
 
 
@@ -168,8 +166,8 @@ def rank(value: float | None) -> float:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """Return a number with some digits after the point."""
-    return "–" if value is None else f"{value:,.{digits}f}"
+    """Return a number with some digits after the point; "–" for one that is missing or not finite."""
+    return "–" if value is None or not isfinite(value) else f"{value:,.{digits}f}"
 
 
 def cell(value: object) -> str:
@@ -182,8 +180,8 @@ def cell(value: object) -> str:
 
 
 def bounds(interval: Interval, digits: int = 2) -> str:
-    """Return the two bounds of an interval."""
-    return f"[{number(interval.low, digits)}, {number(interval.high, digits)}]"
+    """Return the two bounds of an interval; "–" where they are not known."""
+    return f"[{number(interval.low, digits)}, {number(interval.high, digits)}]" if interval.is_known else "–"
 
 
 def percent(value: float | None, digits: int = 1) -> str:

@@ -6,6 +6,7 @@ python analysis/report.py --experiment quickstart --output report.html
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from mlflow.entities import Run
 from analysis import page
 from analysis.evidence import (
     BASELINE,
-    UNITS,
     differences,
     differences_section,
     evidence,
@@ -37,9 +37,9 @@ from analysis.figures import (
 from analysis.inside import inside_sections, inside_table
 from analysis.runs import PARENT_STAGE, ExperimentResults, load_experiment, scored_episodes
 from analysis.tables import write_tables
+from analysis.verdicts import verdict
 from promptdiffuser.errors import UserError
 from promptdiffuser.statistics.intervals import Interval
-from promptdiffuser.statistics.paired import PairedDifference
 from promptdiffuser.statistics.scores import at_first_target
 from promptdiffuser.tracking.store import flatten, resolve_uri
 
@@ -101,7 +101,8 @@ def render(results: ExperimentResults, tables: Mapping[str, pd.DataFrame | str])
                 returns_per_task(episodes, labels),
                 "Points and bars: mean return of each method on each test task and its 95 % interval",
             ),
-            "Bars are 95\u00a0% bootstrap intervals: the prompts of a task are resampled, each with its episodes.",
+            "Bars are 95\u00a0% intervals of Student over the different prompts of a task (its initial states where it "
+            "has one prompt); a point without a bar has fewer than three.",
         ),
         variance_section(tables["variance"]),
         page.section(
@@ -137,12 +138,12 @@ def conclusions(results: ExperimentResults) -> list[str]:
         f"{page.number(methods[best].get('seconds_adapt'))} s and "
         f"{page.count(methods[best].get('tunable_parameters'))} tunable parameters."
     ]
-    rival = BASELINE if best != BASELINE and BASELINE in methods else next(iter(ranked[1:]), None)
-    if rival is not None:
-        sentences.append(_overlap_sentence(best, rival, methods))
     episodes = scored_episodes(results)
     try:
-        sentences += [_paired_sentence(method, paired) for method, paired in differences(episodes).items()]
+        sentences += [
+            f"On the same episodes, {verdict(paired, method_label(method), method_label(BASELINE))}."
+            for method, paired in differences(episodes).items()
+        ]
     except UserError as error:
         sentences.append(f"Methods are not compared on the same episodes: {error}.")
     compared = len(at_first_target(results.episodes))
@@ -157,45 +158,16 @@ def conclusions(results: ExperimentResults) -> list[str]:
             f"out in the same order on all of them {2 / 2**num_tasks:.0%} of the time."
         )
     sentences.append(
-        f"All of this comes from one training seed ({results.summary['seed']}): the intervals cover the choice of "
-        "prompts and the episodes run with them, not the variation between trainings."
+        f"All of this comes from one training of every model (seed {results.summary['seed']}): the intervals cover the "
+        "prompts and the episodes run with them, not the variation between trainings. To say that one method is better "
+        "than another takes at least three trainings: python -m analysis.compare of several seeds, or a benchmark."
     )
     return sentences
 
 
-def _overlap_sentence(best: str, rival: str, methods: Mapping[str, Any]) -> str:
-    first, second = _interval(methods[best]), _interval(methods[rival])
-    verdict = (
-        "overlap, so these two intervals alone do not separate them"
-        if first.low <= second.high
-        else "do not overlap: they are separated"
-    )
-    return (
-        f"The 95\u00a0% intervals of {method_label(best)} {page.bounds(first)} and {method_label(rival)} "
-        f"{page.bounds(second)} {verdict}."
-    )
-
-
-def _paired_sentence(method: str, paired: PairedDifference) -> str:
-    here, elsewhere = paired.on_these_tasks, paired.on_tasks_like_these
-    if paired.resampled is None:
-        verdict = "one episode a task does not say how sure that is"
-    elif not paired.settled:
-        verdict = "zero lies inside, so no difference is shown"
-    else:
-        verdict = "zero lies outside, a gain" if here.estimate > 0 else "zero lies outside, a loss"
-        if not elsewhere.excludes(0):
-            verdict += f" on these tasks; on tasks like them {page.bounds(elsewhere)} leaves it open"
-    return (
-        f"On the same episodes, {method_label(method)} minus {method_label(BASELINE)} is {here.estimate:+.2f} "
-        f"[{here.low:+.2f}, {here.high:+.2f}] (95\u00a0%, {UNITS[paired.resampled]} resampled), better on "
-        f"{paired.tasks_better} of {paired.num_tasks}: {verdict}."
-    )
-
-
 def _interval(row: Mapping[str, Any]) -> Interval:
-    """Return a method's mean return as its summary has it."""
-    return Interval(row["mean"], row["ci_low"], row["ci_high"])
+    """Return a method's mean return as its summary has it; bounds that are not known are null there."""
+    return Interval(*(nan if row[name] is None else row[name] for name in ("mean", "ci_low", "ci_high")))
 
 
 def _method_table(summary: Mapping[str, Any]) -> str:

@@ -1,10 +1,11 @@
 """What a comparison compares: runs of whole experiments, or of single methods, out of MLflow.
 
-Runs that differ in nothing but their seed are trainings of one configuration and make one side.
+Runs that differ in nothing but what makes them replicates of each other (`REPLICATE`: the seed, the draw of the
+few-shot set, the start states and the dataset collected anew) are trainings of one configuration and make one side.
 """
 
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,16 @@ from promptdiffuser.tracking.store import connect, flatten
 METHOD_STAGE = "method"
 SEED = "seed"
 DATASET = "dataset digest"
+REPLICATE = (
+    SEED,
+    "evaluation.few_shot.draw",
+    "evaluation.seed",
+    "collection.seed",
+    DATASET,
+    "protocol: few_shot.draw",
+    "protocol: seed",
+)
+"""Settings and conditions that may differ between the trainings of one configuration."""
 NOT_RECORDED = "not recorded"
 _OWN_TAGS = ("mlflow.", "promptdiffuser.")
 _COMMIT_TAGS = {COMMIT_TAG: "commit", DIRTY_TAG: "uncommitted changes"}
@@ -43,11 +54,14 @@ class Side:
     title: str
     """Name of the run in MLflow, and what of it is compared."""
     runs: tuple[Run, ...]
-    """One a training."""
+    """One a training, in the order of `replicates`."""
     settings: dict[str, str]
     """Every setting of the experiment, and the versions it ran with."""
     conditions: dict[str, str]
-    """What has to be equal for returns to be comparable: family, tasks, dataset digest, physics, protocol."""
+    """What has to be equal for returns to be comparable: family, tasks, physics, protocol."""
+    replicates: dict[str, dict[str, str]]
+    """Training -> the conditions of its own, equal to those of the same training of another side: dataset digest, draw
+    of the few-shot set, start states."""
     episodes: pd.DataFrame
     """One row an episode, with its normalised `score`, and the column training_seed."""
     costs: pd.DataFrame
@@ -98,7 +112,7 @@ def find_sides(uri: str, selections: Sequence[str]) -> list[Side]:
     groups: dict[Any, list[_Training]] = {}
     for training in trainings:
         groups.setdefault(_configuration(training), []).append(training)
-    kept = list(_distinct_seeds(groups.values()))
+    kept = list(_distinct(groups.values()))
     if len(kept) > len(string.ascii_uppercase):
         raise UserError(f"{len(kept)} configurations are too many for one comparison; name fewer than 27")
     return [_side(name, group) for name, group in zip(string.ascii_uppercase, kept, strict=False)]
@@ -194,26 +208,42 @@ def _costs(results: ExperimentResults, method_runs: Mapping[str, Run]) -> pd.Dat
 
 
 def _configuration(training: _Training) -> tuple[Any, ...]:
-    """Return what makes trainings one configuration: all but the seed and the dataset collected with it."""
-    same = [
-        {key: value for key, value in values.items() if key not in (SEED, DATASET)}
-        for values in (training.settings, training.conditions)
-    ]
-    return (training.methods, *(frozenset(values.items()) for values in same))
+    """Return what makes trainings one configuration: all that does not make them replicates."""
+    return (training.methods, *(frozenset(_common(values)) for values in (training.settings, training.conditions)))
 
 
-def _distinct_seeds(groups: Iterator[list[_Training]] | Any) -> Iterator[list[_Training]]:
+def _common(values: Mapping[str, str]) -> list[tuple[str, str]]:
+    return [(key, value) for key, value in values.items() if key not in REPLICATE]
+
+
+def _replicate(training: _Training) -> dict[str, str]:
+    """Return the key of a replicate."""
+    values = training.settings | training.conditions
+    return {key: values[key] for key in REPLICATE if key in values}
+
+
+def _distinct(groups: Iterable[list[_Training]]) -> Iterator[list[_Training]]:
     """Take apart what only looks like several trainings: one that was run again is a side of its own."""
     for group in groups:
-        if len({training.settings.get(SEED) for training in group}) == len(group):
+        if len({tuple(_replicate(training).items()) for training in group}) == len(group):
             yield group
         else:
             yield from ([training] for training in group)
 
 
+def _labels(group: Sequence[_Training]) -> list[str]:
+    """Return a name for each training: its seed, or where seeds are equal all that tells it apart."""
+    keys = [_replicate(training) for training in group]
+    seeds = [key.get(SEED, "") for key in keys]
+    if len(set(seeds)) == len(group):
+        return seeds
+    differing = [name for name in keys[0] if len({key.get(name) for key in keys}) > 1 or name == SEED]
+    return [", ".join(f"{name} {key.get(name, '-')}" for name in differing) for key in keys]
+
+
 def _side(name: str, group: list[_Training]) -> Side:
-    first = group[0]
-    seeds = [str(training.settings.get(SEED, index)) for index, training in enumerate(group)]
+    group = [training for _, training in sorted(zip(_labels(group), group, strict=True), key=lambda pair: pair[0])]
+    first, labels = group[0], _labels(group)
     title = f"{first.results.name}: {first.results.parent.info.run_name}"
     if len(first.methods) == 1:
         title += f", {first.methods[0]}"
@@ -228,7 +258,7 @@ def _side(name: str, group: list[_Training]) -> Side:
         return {key: every(key, [getattr(training, which)[key] for training in group]) for key in getattr(first, which)}
 
     curves = pd.concat(
-        [training.results.metrics.assign(training_seed=seed) for training, seed in zip(group, seeds, strict=True)]
+        [training.results.metrics.assign(training_seed=label) for training, label in zip(group, labels, strict=True)]
     )
     is_curve = curves["key"].str.startswith(TRAINING) & curves["run"].isin(first.trained)
     return Side(
@@ -236,9 +266,13 @@ def _side(name: str, group: list[_Training]) -> Side:
         title=title,
         runs=tuple(training.run for training in group),
         settings=joined("settings"),
-        conditions=joined("conditions"),
+        conditions=dict(_common(joined("conditions"))),
+        replicates={
+            label: {key: value for key, value in training.conditions.items() if key in REPLICATE}
+            for label, training in zip(labels, group, strict=True)
+        },
         episodes=pd.concat(
-            [_episodes(training, seed) for training, seed in zip(group, seeds, strict=True)], ignore_index=True
+            [_episodes(training, label) for training, label in zip(group, labels, strict=True)], ignore_index=True
         ),
         costs=pd.concat([training.costs for training in group]).groupby("method", sort=False).mean(),
         curves=curves[is_curve].reset_index(drop=True),
@@ -246,9 +280,9 @@ def _side(name: str, group: list[_Training]) -> Side:
     )
 
 
-def _episodes(training: _Training, seed: str) -> pd.DataFrame:
+def _episodes(training: _Training, label: str) -> pd.DataFrame:
     episodes = scored_episodes(training.results)
     own = episodes[episodes["method"].isin(training.methods)]
     if not training.results.summary["has_success"]:
         own = own.drop(columns="success", errors="ignore")  # where a family says nothing of it, 0 would be a lie
-    return own if "training_seed" in own else own.assign(training_seed=seed)
+    return own if "training_seed" in own else own.assign(training_seed=label)

@@ -221,10 +221,10 @@ def conclusions(sweep: SweepTrials, objective: str) -> list[str]:
     low, high = f"{objective}_low", f"{objective}_high"
     if low in trials:
         others = trials[(trials["state"] == "finished") & (trials["trial"] != best["trial"])]
-        close = others[others[high] >= best[low]]
+        close = others[~(others[high] < best[low])]
         sentences.append(
-            f"The 95\u00a0% intervals of {len(close)} of the {len(others)} other finished trials reach its own: these "
-            "are not told apart from it."
+            f"Which trial is best is not settled: the 95\u00a0% intervals of {len(close)} of the {len(others)} other "
+            f"finished trials reach its own or are not known, the highest reaches {page.number(close[high].max())}."
             if len(close)
             else f"Its 95\u00a0% interval lies above those of all {len(others)} other finished trials."
         )

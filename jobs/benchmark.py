@@ -196,7 +196,7 @@ def _facts(base: Workspace, benchmark: Benchmark) -> dict[str, object]:
         "Few-shot episodes": ", ".join(map(str, benchmark.few_shot_episodes)),
         "Episodes a test task": f"{protocol.prompts} prompts x {protocol.episodes_per_prompt}, {protocol.prompt_use}",
         "Precision of evaluation": protocol.precision,
-        "Start states below seed": protocol.seed,
+        "Start states": "drawn anew for each seed",
     }
 
 
@@ -234,7 +234,8 @@ def run_family(options: BenchmarkOptions, family: str) -> None:
 
 def _table(family: str, rows: pd.DataFrame) -> Table:
     """Return the table without the columns that tell nothing apart."""
-    table = Table(title=f"{family}: mean return over test tasks and seeds")
+    seeds = rows["seeds"].max()
+    table = Table(title=f"{family}, one backbone: mean return over test tasks and {seeds} seed{'s' * bool(seeds > 1)}")
     texts = pd.DataFrame(_texts(row) for row in rows.to_dict("records"))
     shown = [column for column in texts if column == "return" or texts[column].nunique() > 1]
     for column in shown:
@@ -252,6 +253,7 @@ def _texts(row: dict[str, Any]) -> dict[str, str]:
         "return": with_interval(row, "return", ".1f"),
         "normalised": f"{row['normalised']:.3f}",
         "difference": "" if pd.isna(row["difference"]) else with_interval(row, "difference", "+.1f"),
+        "verdict": "" if pd.isna(row["verdict"]) else row["verdict"],
         "numbers": f"{row['tunable']:.0f}",
         "updates": f"{row['updates']:.0f}",
         "episodes": f"{row['episodes']:.0f}",
@@ -260,9 +262,9 @@ def _texts(row: dict[str, Any]) -> dict[str, str]:
 
 
 def with_interval(row: dict[str, Any], name: str, form: str) -> str:
-    """Return a number with its interval; there is none over a single seed."""
+    """Return a number with its interval; "–" for one over fewer than three seeds."""
     number, low, high = (format(row[column], form) for column in (name, f"{name}_low", f"{name}_high"))
-    return number if pd.isna(row[f"{name}_low"]) else f"{number} ({low} to {high})"
+    return f"{number} (–)" if pd.isna(row[f"{name}_low"]) else f"{number} ({low} to {high})"
 
 
 def main(options: BenchmarkOptions) -> None:

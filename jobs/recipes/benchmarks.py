@@ -56,8 +56,8 @@ class BenchmarkCell:
 class Benchmark:
     """Methods on equal terms: the same backbone, few-shot episodes and start states for all, several seeds of each.
 
-    A seed is a draw of the few-shot set, a training of every diffuser and a draw of everything that a method draws. The
-    backbone is the same for all seeds, trained with the experiment's own.
+    A seed is a draw of the few-shot set and of the start states, a training of every diffuser and a draw of everything
+    that a method draws. The backbone is the same for all seeds, trained with the experiment's own.
     """
 
     name: str
@@ -108,7 +108,7 @@ class Benchmark:
         for arm, seed, episodes in itertools.product(self.arms, self.seeds, self.few_shot_episodes):
             experiment = apply(dict(arm.changes), self.base(family))
             few_shot = replace(experiment.evaluation.few_shot, episodes=episodes, draw=seed)
-            evaluation = replace(experiment.evaluation, few_shot=few_shot)
+            evaluation = replace(experiment.evaluation, few_shot=few_shot, seed=seed)
             yield BenchmarkCell(arm.name, seed, episodes, replace(experiment, seed=seed, evaluation=evaluation))
 
 

@@ -1,0 +1,65 @@
+"""What a paired difference allows to say, in the same words in every report, comparison and benchmark."""
+
+from collections.abc import Mapping
+
+from promptdiffuser.statistics.intervals import LEAST_UNITS, Interval
+from promptdiffuser.statistics.paired import PairedDifference
+from promptdiffuser.statistics.scores import Level
+
+UNITS: Mapping[Level | None, str] = {
+    "training_seed": "trainings",
+    "prompt_source": "different prompts per task",
+    "start": "initial states per task",
+    None: "nothing that varies",
+}
+
+
+def verdict(paired: PairedDifference, method: str, baseline: str) -> str:
+    """Return in one sentence, without its full stop, what may be said of a method, and the interval's worst case."""
+    if paired.verdict == "equal":
+        return f"{method} and {baseline} have equal returns on all {paired.num_tasks} tasks"
+    here = paired.on_these_tasks
+    found = (
+        f"{signed(here.estimate)} {_bounds(here)} over {counted(paired.level, paired.units)}, better on "
+        f"{paired.tasks_better} of {paired.num_tasks} tasks"
+    )
+    if paired.verdict == "too few trainings":
+        return (
+            f"{method} minus {baseline} is {found}; not enough trainings for a verdict "
+            f"({paired.trainings} of {LEAST_UNITS})"
+        )
+    chance = "p < 0.001" if paired.p_value < 0.001 else f"p = {paired.p_value:.2g}"
+    if paired.verdict == "undecided":
+        return (
+            f"no significant difference: {method} minus {baseline} is {found} ({chance}); {_worst_case(method, here)}"
+        )
+    return f"{method} is {paired.verdict} than {baseline}: {found} ({chance}){_elsewhere(paired.on_tasks_like_these)}"
+
+
+def counted(level: Level | None, units: int) -> str:
+    """Return how many units there are and what they are."""
+    return UNITS[level] if level is None else f"{units} {UNITS[level]}"
+
+
+def signed(value: float) -> str:
+    """Return a number with its sign."""
+    return f"{value:+,.2f}"
+
+
+def _bounds(interval: Interval) -> str:
+    return f"[{signed(interval.low)}, {signed(interval.high)}]" if interval.is_known else "(interval not known)"
+
+
+def _worst_case(method: str, interval: Interval) -> str:
+    ways = []
+    if interval.low < 0:
+        ways.append(f"up to {-interval.low:,.2f} worse")
+    if interval.high > 0:
+        ways.append(f"up to {interval.high:,.2f} better")
+    return f"{method} may be {' or '.join(ways)}"
+
+
+def _elsewhere(interval: Interval) -> str:
+    if not interval.is_known:
+        return "; what holds on other tasks is not known"
+    return "" if interval.excludes(0) else f"; on tasks like these {_bounds(interval)} leaves it open"
