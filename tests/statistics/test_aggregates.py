@@ -10,6 +10,7 @@ from rliable import metrics
 
 from promptdiffuser.errors import UserError
 from promptdiffuser.statistics.aggregates import (
+    aggregate,
     interquartile_mean,
     mean,
     median,
@@ -17,7 +18,7 @@ from promptdiffuser.statistics.aggregates import (
     performance_profile,
     probability_of_improvement,
 )
-from tests.statistics.frames import rliable_library
+from promptdiffuser.statistics.scores import Runs
 
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 6))
 # Few values, so that there are ties.
@@ -46,52 +47,69 @@ def test_statistics_take_many_tables_at_once(table: np.ndarray) -> None:
         assert statistic(batch) == pytest.approx([statistic(batch[0]), statistic(batch[1])])
 
 
+def runs_of(table: np.ndarray) -> Runs:
+    """Return runs that are all independent."""
+    return Runs(table, np.arange(len(table)), "prompt_source")
+
+
 @settings(deadline=None, max_examples=40)
 @given(PAIRS)
 def test_probability_of_improvement_agrees_with_rliable_and_scipy(pair: tuple[np.ndarray, np.ndarray]) -> None:
-    """Ties count half; the two directions add up to one; the interval lies within 0 and 1."""
+    """Ties count half; the two directions add up to one; the interval lies within 0 and 1 where it is known."""
     own, other = pair
-    ours = probability_of_improvement(own, other)
+    ours = probability_of_improvement(runs_of(own), runs_of(other))
     wins = [scipy.stats.mannwhitneyu(x, y).statistic for x, y in zip(own.T, other.T, strict=True)]
     assert ours.estimate == pytest.approx(np.mean(wins) / (len(own) * len(other)))
     assert ours.estimate == pytest.approx(metrics.probability_of_improvement(own, other))
-    assert ours.estimate + probability_of_improvement(other, own).estimate == pytest.approx(1)
-    assert 0 <= ours.low <= ours.high <= 1
+    assert ours.estimate + probability_of_improvement(runs_of(other), runs_of(own)).estimate == pytest.approx(1)
+    assert not ours.is_known or 0 <= ours.low <= ours.estimate <= ours.high <= 1
 
 
-def test_interval_of_the_probability_agrees_with_rliable() -> None:
-    """Both methods are resampled within tasks, each for itself; their numbers of runs differ."""
-    rng = np.random.default_rng(0)
-    own, other = rng.normal(0.6, 1, (12, 3)), rng.normal(0, 1, (8, 3))
-    np.random.seed(0)  # noqa: NPY002 - rliable draws from numpy's global state
-    _, theirs = rliable_library().get_interval_estimates(
-        {"a": [own, other]}, lambda x, y: np.array([np.heaviside(x[:, None] - y, 0.5).mean()]), reps=10_000
-    )
-    ours = probability_of_improvement(own, other)
-    assert (ours.low, ours.high) == pytest.approx(tuple(theirs["a"][:, 0]), abs=0.02)
-    assert probability_of_improvement(own, other) == ours
+def test_methods_of_different_tasks_are_refused() -> None:
     with pytest.raises(UserError, match="3 tasks cannot be compared with the baseline's 2"):
-        probability_of_improvement(own, other[:, :2])
+        probability_of_improvement(runs_of(np.zeros((4, 3))), runs_of(np.zeros((4, 2))))
+
+
+def test_copies_of_runs_change_no_interval() -> None:
+    """Every run there twice says what each says once."""
+    rng = np.random.default_rng(0)
+    own, other = rng.normal(0.6, 0.3, (12, 3)), rng.normal(0.4, 0.3, (12, 3))
+    twice = Runs(np.concatenate([own, own]), np.tile(np.arange(12), 2), "prompt_source")
+    for statistic in (interquartile_mean, optimality_gap, mean):
+        once, copied = aggregate(runs_of(own), statistic), aggregate(twice, statistic)
+        assert (copied.low, copied.high) == pytest.approx((once.low, once.high), rel=0.05)
+    thresholds = np.linspace(0, 1, 11)
+    one, two = performance_profile(runs_of(own), thresholds), performance_profile(twice, thresholds)
+    assert two.low_T == pytest.approx(one.low_T, nan_ok=True)
+    once = probability_of_improvement(runs_of(own), runs_of(other))
+    copied = probability_of_improvement(twice, runs_of(other))
+    assert (copied.low, copied.high) == pytest.approx((once.low, once.high), abs=0.02)
 
 
 def test_profile_agrees_with_rliable() -> None:
-    """Shares and bands at every threshold, scores equal to a threshold not counted as above it."""
+    """Shares at every threshold, scores equal to a threshold not counted as above it."""
     table = np.random.default_rng(0).normal(0.5, 0.3, (10, 4)).round(2)
     thresholds = np.linspace(-0.5, 1.5, 41).round(2)
-    np.random.seed(0)  # noqa: NPY002 - rliable draws from numpy's global state
-    shares, bands = rliable_library().create_performance_profile({"a": table}, thresholds, reps=4000)
-    ours = performance_profile(table, thresholds)
+    shares = np.array([metrics_share(table, threshold) for threshold in thresholds])
+    ours = performance_profile(runs_of(table), thresholds)
     assert np.isin(table, thresholds).any()
-    assert ours.share_T == pytest.approx(shares["a"])
-    assert np.abs(np.stack([ours.low_T, ours.high_T]) - bands["a"]).max() <= 1.5 / table.size
+    assert ours.share_T == pytest.approx(shares)
+    known = np.isfinite(ours.low_T)
+    assert known.any()
+    assert (ours.low_T[known] <= ours.share_T[known]).all()
+    assert (ours.share_T[known] <= ours.high_T[known]).all()
+
+
+def metrics_share(table: np.ndarray, threshold: float) -> float:
+    """Return the share of scores above a threshold, as rliable/library.py `run_score_deviation` computes it."""
+    return float(np.mean(table > threshold))
 
 
 @settings(deadline=None, max_examples=25)
 @given(TABLES)
 def test_a_profile_falls_from_everything_to_nothing(table: np.ndarray) -> None:
-    """It is the share above each threshold, so it never rises, and neither do its bounds."""
-    profile = performance_profile(table, np.array([-2.0, -1.5, 0.0, 0.3, 1.0, 3.0]))
+    """It is the share above each threshold, so it never rises."""
+    profile = performance_profile(runs_of(table), np.array([-2.0, -1.5, 0.0, 0.3, 1.0, 3.0]))
     assert profile.share_T == pytest.approx([(table > threshold).mean() for threshold in profile.thresholds_T])
     assert (profile.share_T[0], profile.share_T[-1]) == (1, 0)
-    for curve in (profile.share_T, profile.low_T, profile.high_T):
-        assert (np.diff(curve) <= 0).all()
+    assert (np.diff(profile.share_T) <= 0).all()

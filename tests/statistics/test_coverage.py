@@ -1,7 +1,8 @@
 """Every interval that a page or a table prints holds the truth 93 to 97 % of the time, or is not printed.
 
-Methods are simulated from frames of episodes as an evaluation writes them: five fixed tasks, normal effects of trainings,
-prompts and episodes. A simulation of 2,000 experiments is off by 1 % twice in a thousand times, so 1 % is allowed.
+Methods are simulated from frames of episodes as an evaluation writes them: five fixed tasks, normal effects of
+trainings, prompts and episodes. A simulation of 2,000 experiments is off by 1 % twice in a thousand times, so 1 % is
+allowed.
 """
 
 from collections.abc import Callable

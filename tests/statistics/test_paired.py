@@ -1,14 +1,15 @@
-"""Paired differences: what cancels, what is resampled, and what cannot be paired."""
+"""Paired differences: what cancels, what counts as a unit, what may be said, and what cannot be paired."""
 
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from promptdiffuser.errors import UserError
-from promptdiffuser.statistics.paired import paired_difference
+from promptdiffuser.statistics.paired import adjusted, paired_difference
 from tests.statistics.frames import frame
 
 
@@ -35,10 +36,8 @@ def test_what_the_initial_states_contribute_cancels() -> None:
     episodes = frame({"old": returns["old"], "new": returns["old"] + 5}).sample(frac=1, random_state=1)
     paired = paired_difference(episodes, "new", "old")
     assert paired.per_task.to_numpy() == pytest.approx(5)
-    for interval in (paired.on_these_tasks, paired.on_tasks_like_these):
-        assert (interval.estimate, interval.low, interval.high) == pytest.approx((5, 5, 5))
+    assert paired.on_these_tasks.estimate == pytest.approx(5)
     assert (paired.tasks_better, paired.num_tasks, paired.pairs, paired.unpaired) == (4, 4, 24, 0)
-    assert paired.settled
     back = paired_difference(episodes, "old", "new")
     assert back.on_these_tasks.estimate == pytest.approx(-5)
 
@@ -46,48 +45,70 @@ def test_what_the_initial_states_contribute_cancels() -> None:
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 10**6), st.tuples(*(st.integers(1, 4) for _ in range(4))))
 def test_estimate_is_the_mean_difference(seed: int, shape: tuple[int, int, int, int]) -> None:
-    """Whatever the design, the two intervals are about the same mean, and hold it."""
+    """Whatever the design, both intervals are about the same mean, and hold it where they are known."""
     returns = simulated(seed, shape, 1.0, task=2.0, training=1.0, prompt=1.0)
     paired = paired_difference(frame(returns), "new", "old")
     assert paired.pairs == np.prod(shape)
     for interval in (paired.on_these_tasks, paired.on_tasks_like_these):
         assert interval.estimate == pytest.approx((returns["new"] - returns["old"]).mean())
-        assert interval.low - 1e-9 <= interval.estimate <= interval.high + 1e-9
+        assert not interval.is_known or interval.low < interval.estimate < interval.high
 
 
-def test_the_highest_random_level_is_resampled() -> None:
-    """Trainings where there are several, else prompts, else episodes; one pair a task settles nothing."""
-    for shape, level in (
-        ((3, 4, 2, 2), "training_seed"),
-        ((3, 1, 2, 2), "prompt"),
-        ((3, 1, 1, 2), "episode"),
-        ((3, 1, 1, 1), None),
-    ):
-        paired = paired_difference(frame(simulated(0, shape, 100.0)), "new", "old")
-        assert paired.resampled == level
-        assert paired.settled == (level is not None)
+@pytest.mark.parametrize(
+    ("shape", "level", "units", "verdict"),
+    [
+        ((3, 4, 2, 2), "training_seed", 4, "better"),
+        ((3, 2, 5, 2), "training_seed", 2, "too few trainings"),
+        ((3, 1, 6, 2), "prompt_source", 6, "too few trainings"),
+        ((3, 1, 1, 5), "start", 5, "too few trainings"),
+        ((3, 1, 1, 1), None, 0, "too few trainings"),
+    ],
+)
+def test_units_are_of_the_highest_level_that_varies(
+    shape: tuple[int, ...], level: str | None, units: int, verdict: str
+) -> None:
+    """Trainings where there are several, else prompts, else initial states; below three there are no bounds."""
+    paired = paired_difference(frame(simulated(0, shape, 100.0)), "new", "old")
+    assert (paired.level, paired.units, paired.verdict) == (level, units, verdict)
+    assert paired.on_these_tasks.is_known == (units >= 3)
+    assert np.isfinite(paired.p_value) == (level == "training_seed" and units >= 3)
 
 
-# Members of each level (task, training, prompt, episode), deviations of the gain between them, the interval checked.
-COVERAGE = {
-    "episodes share a prompt": ((4, 1, 12, 6), {"prompt": 2.0}, "on_these_tasks"),
-    "prompts share a task": ((14, 1, 3, 2), {"task": 3.0, "prompt": 2.0}, "on_tasks_like_these"),
-    "tasks share a training": ((4, 14, 2, 2), {"training": 2.0}, "on_these_tasks"),
-    "tasks and trainings cross": ((12, 12, 1, 2), {"task": 2.0, "training": 2.0}, "on_tasks_like_these"),
-}
-FIXED_GAINS = np.array([-4.0, 0.0, 2.0, 6.0])  # of four fixed tasks, 1 on average
+def test_copies_are_one_unit() -> None:
+    """Five prompts used twice are five; prompts that either method has copied are linked; one start is nothing."""
+    copied = frame(simulated(0, (3, 1, 10, 2), 1.0), sources={"new": 5})
+    assert paired_difference(copied, "new", "old").units == 5
+    both = frame(simulated(0, (3, 1, 10, 2), 1.0), sources={"new": 5, "old": 2})
+    linked = paired_difference(both, "new", "old")
+    assert (linked.level, linked.units) == ("prompt_source", 1), "prompts 0 and 2 share one, 0 and 5 the other"
+    assert not linked.on_these_tasks.is_known
+    exact = frame(simulated(0, (3, 1, 10, 2), 1.0), sources={"new": 1, "old": 1}, random_start=False)
+    paired = paired_difference(exact, "new", "old")
+    assert (paired.level, paired.units, paired.on_these_tasks.is_known) == (None, 0, False)
 
 
-@pytest.mark.parametrize("name", COVERAGE)
-def test_covers_the_truth(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over 150 experiments the 95 % interval holds the true gain of 1 nearly that often, however spread is nested."""
-    shape, deviations, interval = COVERAGE[name]
-    monkeypatch.setattr("promptdiffuser.evaluation.scores.RESAMPLES", 400)
-    monkeypatch.setattr("promptdiffuser.statistics.paired.RESAMPLES", 400)
-    gain = FIXED_GAINS[:, None, None, None] if interval == "on_these_tasks" else 1.0
-    differences = (paired_difference(frame(simulated(s, shape, gain, **deviations)), "new", "old") for s in range(150))
-    held = [not getattr(difference, interval).excludes(1) for difference in differences]
-    assert 0.88 <= np.mean(held) <= 0.99
+def test_over_trainings_the_interval_and_p_value_are_scipys() -> None:
+    """A paired t-test of the trainings' means over tasks."""
+    returns = simulated(1, (4, 6, 3, 2), 0.5, training=1.0)
+    paired = paired_difference(frame(returns), "new", "old")
+    old, new = (returns[name].mean(axis=(0, 2, 3)) for name in ("old", "new"))
+    theirs = scipy.stats.ttest_rel(new, old)
+    interval = theirs.confidence_interval(0.95)
+    assert (paired.on_these_tasks.low, paired.on_these_tasks.high) == pytest.approx((interval.low, interval.high))
+    assert paired.p_value == pytest.approx(theirs.pvalue)
+
+
+def test_p_values_are_adjusted_where_many_are_shown() -> None:
+    """Of twenty equal methods over five trainings, one is called different too often unless it is adjusted."""
+    alone = {}
+    for seed in range(20):
+        returns = simulated(seed, (4, 5, 2, 2), 0.0, training=1.0)
+        alone[seed] = paired_difference(frame(returns), "new", "old")
+    together = adjusted(alone)
+    smallest = min(alone, key=lambda seed: alone[seed].p_value)
+    assert together[smallest].p_value == pytest.approx(20 * alone[smallest].p_value)
+    assert any(each.verdict != "undecided" for each in alone.values())
+    assert all(each.verdict == "undecided" for each in together.values())
 
 
 def test_what_cannot_be_paired_is_counted_or_refused() -> None:

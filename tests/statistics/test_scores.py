@@ -8,9 +8,9 @@ from promptdiffuser.data.manifest import TaskRecord
 from promptdiffuser.errors import UserError
 from promptdiffuser.statistics.scores import (
     at_first_target,
+    level_of,
     normalised,
     of_method,
-    run_level,
     run_scores,
     without_diverged,
 )
@@ -27,15 +27,15 @@ def test_scores_equal_hand_numbers() -> None:
     # Task, training, prompt, episode.
     returns = np.array([[[[-100.0, -50.0], [0.0, -20.0]]], [[[10.0, 10.0], [0.0, 4.0]]]])
     scores = run_scores(normalised(frame({"a": returns}), REFERENCES))
-    assert scores["a"] == pytest.approx(np.array([[0.25, 1.0], [0.9, 0.2]]))
+    assert scores["a"].scores_NJ == pytest.approx(np.array([[0.25, 1.0], [0.9, 0.2]]))
 
 
 @pytest.mark.parametrize(
     ("shape", "level", "averaged"),
     [
         ((2, 3, 4, 5), "training_seed", (2, 3)),
-        ((2, 1, 4, 5), "prompt", (3,)),
-        ((2, 1, 1, 5), "episode", ()),
+        ((2, 1, 4, 5), "prompt_source", (3,)),
+        ((2, 1, 1, 5), "start", ()),
         ((2, 1, 1, 1), None, ()),
     ],
 )
@@ -46,8 +46,20 @@ def test_a_run_is_the_highest_level_that_varies(
     returns = np.random.default_rng(0).normal(size=shape)
     episodes = frame({"a": returns})
     expected = returns.mean(axis=averaged).reshape(2, -1).T
-    assert run_level(episodes) == level
-    assert run_scores(episodes.sample(frac=1, random_state=0), "return")["a"] == pytest.approx(expected)
+    assert level_of(episodes) == level
+    runs = run_scores(episodes.sample(frac=1, random_state=0), "return")["a"]
+    assert runs.scores_NJ == pytest.approx(expected)
+    assert (runs.level, runs.num_units) == (level, len(expected))
+
+
+def test_copies_belong_to_one_unit() -> None:
+    """Six prompts from two sources are two units; episodes from one initial state are one."""
+    returns = np.random.default_rng(0).normal(size=(2, 1, 6, 2))
+    copied = run_scores(frame({"a": returns}, sources={"a": 2}), "return")["a"]
+    assert copied.scores_NJ.shape == (6, 2)
+    assert copied.units_N.tolist() == [0, 1, 0, 1, 0, 1]
+    same = run_scores(frame({"a": returns[:, :, :1]}, random_start=False), "return")["a"]
+    assert (same.level, same.num_units) == (None, 1)
 
 
 def test_frames_that_lack_something_are_refused() -> None:

@@ -69,7 +69,7 @@ def test_unbalanced_designs_are_refused() -> None:
     episodes = frame({"a": np.zeros((3, 2, 4, 2))})
     with pytest.raises(UserError, match="from 1 to 2 values of episode in each task and training_seed and prompt"):
         variance_components(episodes[1:], "a", "return")
-    with pytest.raises(UserError, match="from 3 to 4 values of prompt in each task and training_seed"):
+    with pytest.raises(UserError, match="from 3 to 4 values of prompt_source in each task"):
         variance_components(episodes[2:], "a", "return")
     with pytest.raises(UserError, match="from 1 to 2 values of training_seed in each task"):
         variance_components(episodes[8:], "a", "return")

@@ -39,7 +39,7 @@ def summarise_method(episodes: pd.DataFrame, references: Mapping[int, TaskRecord
         "ci_low": interval.low,
         "ci_high": interval.high,
         "unit": level,
-        "units": int(unit_means(returned).groupby("task").size().min()) if level else 0,
+        "units": int(unit_means(returned, level).groupby("task").size().min()) if level else 0,
         "normalised": float(scores.groupby(episodes["task"]).mean().mean(skipna=False)),
         "failed_share": float((~(scores >= FAILURE_SCORE)).mean()),
         "diverged": int(episodes["diverged"].sum()),

@@ -76,8 +76,13 @@ def probability_of_improvement(own: Runs, other: Runs) -> Interval:
     wins_NMJ = np.heaviside(own.scores_NJ[:, None] - other.scores_NJ, 0.5)
     units = _common_units(own, other)
 
+    def kept(runs: Runs, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Return a method's runs among the rows; all of them where it has one unit."""
+        count = len(runs.units_N)
+        return rows[rows < count] if runs.num_units > 1 else np.arange(count)
+
     def share(rows: NDArray[np.intp]) -> Any:
-        return wins_NMJ[rows[rows < len(own.scores_NJ)]][:, rows[rows < len(other.scores_NJ)]].mean()
+        return wins_NMJ[kept(own, rows)][:, kept(other, rows)].mean()
 
     found = jackknife(share, units)
     estimate = float(found.estimate)

@@ -21,6 +21,8 @@ CONFIDENCE = 0.95
 LEAST_UNITS = 3
 """Fewest units for an interval. With two, the variance has one degree of freedom: intervals are 4 times wider than with
 three, and Satterthwaite's approximation is off."""
+_ROUNDING = 1e-12
+"""Standard error, as a share of the estimate, below which it is the rounding of equal numbers."""
 LEAST_CROSSED = 5
 """Fewest trainings and tasks for an interval over both; with fewer it is far too wide."""
 
@@ -57,8 +59,8 @@ class Interval:
 
 
 def student(estimate: float, variance: float, freedom: float) -> Interval:
-    """Return an estimate with Student's interval; without bounds if the variance is zero, as nothing varied."""
-    if not (variance > 0 and freedom > 0):
+    """Return an estimate with Student's interval; without bounds if nothing varied, but for rounding."""
+    if not (variance > (_ROUNDING * estimate) ** 2 and freedom > 0):
         return Interval(estimate)
     half = _quantile(freedom) * float(np.sqrt(variance))
     return Interval(estimate, estimate - half, estimate + half, freedom)

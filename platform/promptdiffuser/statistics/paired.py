@@ -98,9 +98,11 @@ def paired_difference(episodes: pd.DataFrame, method: str, baseline: str, value:
             "); evaluate both with the same protocol and seed"
         )
     both["difference"] = both[value] - both[f"{value}_of_baseline"]
-    both["prompt_source"] = _common_sources(both)
+    both["prompt_source"], has_several = _common_sources(both)
     level = level_of(both)
-    means = unit_means(both, "difference")
+    if has_several and level != "training_seed":
+        level = "prompt_source"  # a single unit if all are linked: initial states say nothing of prompts that vary
+    means = unit_means(both, level, "difference")
     trainings = both["training_seed"].nunique() if "training_seed" in both else 1
     if level == "training_seed":
         table = means["mean"].unstack("task")
@@ -131,8 +133,9 @@ def adjusted(differences: Mapping[Any, PairedDifference]) -> dict[Any, PairedDif
 
 def mean_return(episodes: pd.DataFrame, value: str = "return") -> Interval:
     """Return the mean over tasks of one method's returns, with the interval of its units."""
-    means = unit_means(episodes, value)
-    if level_of(episodes) == "training_seed":
+    level = level_of(episodes)
+    means = unit_means(episodes, level, value)
+    if level == "training_seed":
         return mean_interval(means["mean"].unstack("task").mean(axis=1).to_numpy())
     return _stratified(means)
 
@@ -145,8 +148,10 @@ def _stratified(means: pd.DataFrame) -> Interval:
     )
 
 
-def _common_sources(both: pd.DataFrame) -> "pd.Series[int]":
-    """Return the source of each pair: prompts of a task that share one in either method have the same.
+def _common_sources(both: pd.DataFrame) -> tuple["pd.Series[int]", bool]:
+    """Return the source of each pair, and whether a method has several for a task.
+
+    Prompts of a task that share a source in either method have the same one.
 
     The one source of a method whose prompts are all copies is left out, as nothing of it varies.
     """
@@ -157,7 +162,7 @@ def _common_sources(both: pd.DataFrame) -> "pd.Series[int]":
         if (both.groupby(groups)[column].nunique() > 1).any()
     ]
     sources = linked(keys, len(both)) if keys else np.zeros(len(both), np.intp)
-    return pd.Series(sources, index=both.index)
+    return pd.Series(sources, index=both.index), bool(keys)
 
 
 def _over_trainings(differences_SJ: pd.DataFrame) -> tuple[Interval, Interval]:

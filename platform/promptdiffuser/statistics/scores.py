@@ -125,15 +125,15 @@ def level_of(episodes: pd.DataFrame) -> Level | None:
     return next((level for level in LEVELS if _varies(episodes, level)), None)
 
 
-def unit_means(episodes: pd.DataFrame, value: str = "return") -> pd.DataFrame:
+def unit_means(episodes: pd.DataFrame, level: Level | None, value: str = "return") -> pd.DataFrame:
     """Return the mean of each unit of one method on each task, and the number of prompts (or episodes) in it.
 
-    Every prompt of a training counts the same, and every prompt with the same source.
+    Every prompt of a training counts the same, and every prompt with the same source. What the units are is `level_of`
+    the episodes.
 
     Returns:
         Indexed by task and unit, with the columns `mean` and `weight`.
     """
-    level = level_of(episodes)
     if level == "training_seed":
         by_prompt = episodes.groupby(["task", "training_seed", "prompt"])[value].mean()
         return by_prompt.groupby(["task", "training_seed"]).mean().to_frame("mean").assign(weight=1)
