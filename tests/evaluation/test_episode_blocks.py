@@ -79,17 +79,24 @@ def test_frame_has_one_row_for_each_prompt_and_episode(policies: AdaptedPolicies
 
 
 def test_each_row_is_the_episode_of_its_prompt_and_seed(policies: AdaptedPolicies) -> None:
-    for request, row in zip(
-        PROTOCOL.requests(FAMILY, ["prompt-dt"], [7]), evaluate(policies).itertuples(), strict=True
-    ):
-        assert (row.prompt, row.episode, row.seed) == (request.prompt, request.episode, request.seed)
+    rows = evaluate(policies).to_dict("records")
+    for request, row in zip(PROTOCOL.requests(FAMILY, ["prompt-dt"], [7]), rows, strict=True):
+        assert (row["prompt"], row["episode"], row["seed"]) == (request.prompt, request.episode, request.seed)
         alone = EpisodeStepper(FAMILY).run([request], PromptedPolicy(FAMILY, policies, backbone_of(policies)))
-        assert row[frame_position("return")] == pytest.approx(float(alone.returns[0]), abs=0.05)
+        assert row["return"] == pytest.approx(float(alone.returns[0]), abs=0.05)
 
 
-def frame_position(column: str) -> int:
-    """Return where `itertuples` puts a column whose name is a Python keyword."""
-    return 1 + ["method", "task", "prompt", "episode", "target_return", "seed", "return"].index(column)
+def test_frames_say_which_prompts_are_copies_and_which_starts_are_equal() -> None:
+    """Six prompts made of three in turn; where a family starts every episode alike, all starts are one."""
+    pool, normaliser = tiny_pool(FAMILY, [1, 2, 3])
+    policies = prompted(tiny_backbone(FAMILY), normaliser, {"prompt-dt": {7: pool.in_turn(6)}})
+    protocol = dataclasses.replace(PROTOCOL, prompts=6, episodes_per_prompt=1)
+    frame = evaluate(policies, protocol=protocol)
+    assert frame.prompt_source.tolist() == [0, 1, 2, 0, 1, 2]
+    assert frame.start.tolist() == frame.seed.tolist()
+    still = dataclasses.replace(FAMILY, random_start=False)
+    blocks = evaluation_blocks(protocol.requests(FAMILY, ["prompt-dt"], [7]), protocol, policies)
+    assert set(blocks[0].run(EpisodeStepper(still), policies).start) == {0}
 
 
 def test_methods_and_targets_meet_the_same_initial_states(policies: AdaptedPolicies) -> None:
