@@ -26,6 +26,9 @@ COSTS = {
 }
 """Name in summary.json -> column; the seconds are those of all test tasks together."""
 
+REFERENCE = "reference"
+"""In the column of verdicts: what the others are compared with."""
+
 Cell = tuple[str, int, str]
 """Arm, size of the few-shot set, method."""
 
@@ -94,7 +97,7 @@ def table(
     differing = differences(cells, reference, reference_arm)
     rows = []
     for cell, own in cells.items():
-        paid = costs[(costs[CELL] == cell).all(axis=1)]
+        paid = costs[costs[CELL].eq(list(cell)).all(axis=1)]
         mean, paired = cell_return(own), differing.get(cell)
         difference = Interval(np.nan) if paired is None else paired.on_these_tasks
         rows.append(
@@ -110,7 +113,7 @@ def table(
                 "difference_low": difference.low,
                 "difference_high": difference.high,
                 "p_value": np.nan if paired is None else paired.p_value,
-                "verdict": "" if paired is None else paired.verdict,
+                "verdict": REFERENCE if paired is None else paired.verdict,
             }
             | {column: paid[name].mean() for name, column in COSTS.items()}
         )

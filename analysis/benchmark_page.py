@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import page
-from analysis.benchmark import CELL, Cell, by_cell, cell_difference
+from analysis.benchmark import CELL, REFERENCE, Cell, by_cell, cell_difference
 from analysis.benchmark_figures import return_by_size, return_for_cost
 from analysis.evidence import interval_of
 from promptdiffuser.statistics.intervals import LEAST_UNITS
@@ -26,6 +26,7 @@ _VERDICTS = {
     "worse": "worse",
     "equal": "equal to it in every episode",
     "undecided": "without a significant difference",
+    "constant": "with the same difference in every seed",
     "too few trainings": "with too few seeds for a verdict",
 }
 _MANY_LINES = 12
@@ -95,7 +96,7 @@ def _of_size(rows: pd.DataFrame, cells: Mapping[Cell, pd.DataFrame]) -> Iterator
     )
     if len(rows) > 1:
         yield _rivals(rows, cells)
-    compared = rows[rows["verdict"] != ""]
+    compared = rows[rows["verdict"] != REFERENCE]
     if len(compared):
         counts = compared["verdict"].value_counts()
         yield (
@@ -166,7 +167,7 @@ def _returns(size: Any, rows: pd.DataFrame, reference: str) -> str:
                 page.estimate(interval_of(row, "return"), 1),
                 picture,
                 page.number(row["normalised"], 3),
-                page.estimate(interval_of(row, "difference"), 1) if row["verdict"] else "",
+                "" if row["verdict"] == REFERENCE else page.estimate(interval_of(row, "difference"), 1),
                 row["verdict"],
                 page.percent(row["failed_share"]),
                 page.number(row["tunable"], 0),

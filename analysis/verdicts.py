@@ -28,6 +28,11 @@ def verdict(paired: PairedDifference, method: str, baseline: str) -> str:
             f"{method} minus {baseline} is {found}; not enough trainings for a verdict "
             f"({paired.trainings} of {LEAST_UNITS})"
         )
+    if paired.verdict == "constant":
+        return (
+            f"{method} minus {baseline} is {signed(here.estimate)} in every one of {paired.trainings} trainings; "
+            "nothing varies between them, so there is no interval"
+        )
     chance = "p < 0.001" if paired.p_value < 0.001 else f"p = {paired.p_value:.2g}"
     if paired.verdict == "undecided":
         return (

@@ -253,7 +253,7 @@ def _texts(row: dict[str, Any]) -> dict[str, str]:
         "return": with_interval(row, "return", ".1f"),
         "normalised": f"{row['normalised']:.3f}",
         "difference": "" if pd.isna(row["difference"]) else with_interval(row, "difference", "+.1f"),
-        "verdict": "" if pd.isna(row["verdict"]) else row["verdict"],
+        "verdict": row["verdict"],
         "numbers": f"{row['tunable']:.0f}",
         "updates": f"{row['updates']:.0f}",
         "episodes": f"{row['episodes']:.0f}",

@@ -155,10 +155,10 @@ def losses_of(learning: DiffuserLearning, samplers: tuple[str, ...], others: Pro
 
 
 def compared(losses: pd.DataFrame, samplers: tuple[str, ...]) -> Table:
-    """Return the table; trainings are resampled for its intervals, or what was generated where there is one."""
+    """Return the table; its intervals are over trainings, or over what was generated where there is one."""
     # Pairing asks for the columns of episodes: here a "return" is a loss, and a prompt what a seed generates.
     frame = losses.rename(columns={"sampler": "method", "loss_dt": "return", "generation_seed": "prompt"})
-    frame = frame.assign(episode=0, seed=frame["prompt"])
+    frame = frame.assign(episode=0, **dict.fromkeys(("prompt_source", "seed", "start"), frame["prompt"]))
     seeds, tasks = losses["training_seed"].nunique(), losses["task"].nunique()
     title = f"{seeds} diffusers, {tasks} validation tasks, {losses['generation_seed'].nunique()} generations each"
     table = Table(title=title)
@@ -171,8 +171,10 @@ def compared(losses: pd.DataFrame, samplers: tuple[str, ...]) -> Table:
         if name != samplers[0]:
             difference = paired_difference(frame, name, samplers[0]).on_these_tasks
             low, high = difference.low, difference.high
-            cells += [f"{difference.estimate:+.5f}", f"{low:+.5f} to {high:+.5f}"]
-            cells += [f"{difference.estimate / baseline:+.1%}", f"{low / baseline:+.1%} to {high / baseline:+.1%}"]
+            absolute, relative = f"{low:+.5f} to {high:+.5f}", f"{low / baseline:+.1%} to {high / baseline:+.1%}"
+            if not difference.is_known:
+                absolute = relative = "–"
+            cells += [f"{difference.estimate:+.5f}", absolute, f"{difference.estimate / baseline:+.1%}", relative]
         table.add_row(*cells)
     return table
 

@@ -17,6 +17,7 @@ TASKS = (2, 7, 15)
 LABELS = {"2": "0.225 m/s", "7": "0.6 m/s", "15": "1.2 m/s"}
 MEANS = {"prompt-dt": -40.0, "other-task-prompt": -60.0, "prompt-diffuser": -30.0, "prompt-diffuser-context": -30.5}
 STEPS, STATE_ACTION_REWARD = 5, 27
+PROMPTS = 6
 INSIDE = {
     "prompt-diffuser": {"diversity": 0.75, "chance": None, "by_return": {"true": [1.0, 2.0, 4.0]}},
     "prompt-diffuser-context": {"diversity": 0.5, "by_return": {"true": [2.0, 3.0, 3.5]}},
@@ -34,16 +35,17 @@ class SyntheticExperiment:
 
 
 def make_episodes(rng: np.random.Generator, means: Mapping[str, float] = MEANS) -> pd.DataFrame:
-    """Return 3 tasks x 2 prompts x 3 episodes for each method, around its made-up mean."""
+    """Return 3 tasks x 6 prompts x 2 episodes for each method, around its made-up mean; no prompt is a copy."""
     rows = [
-        (method, task, prompt, episode, episode, mean - task + 3.0 * rng.normal(), 200, False, 0.1)
+        (method, task, prompt, episode, 2 * prompt + episode, mean - task + 3.0 * rng.normal(), 200, False, 0.1)
         for method, mean in means.items()
         for task in TASKS
-        for prompt in range(2)
-        for episode in range(3)
+        for prompt in range(PROMPTS)
+        for episode in range(2)
     ]
     columns = ["method", "task", "prompt", "episode", "seed", "return", "length", "success", "seconds"]
-    return pd.DataFrame(rows, columns=columns)
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.assign(prompt_source=frame["prompt"], start=frame["seed"])
 
 
 def make_prompts(rng: np.random.Generator) -> pd.DataFrame:
@@ -84,8 +86,8 @@ def make_summary(name: str, episodes: pd.DataFrame) -> dict[str, Any]:
         "has_success": False,
         "dataset_digest": "synthetic-digest",
         "protocol": {
-            "prompts": 2,
-            "episodes_per_prompt": 3,
+            "prompts": PROMPTS,
+            "episodes_per_prompt": 2,
             "few_shot": {"episodes": 5, "quality": "mixed", "returns": "high"},
         },
         "command": "python jobs/pipeline.py <synthetic> --seed 7",

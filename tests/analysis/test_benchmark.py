@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.benchmark import seed_returns, student_interval, table, write_tables
+from analysis.benchmark import CELL, by_cell, cell_return, table, write_tables
 from analysis.benchmark_page import conclusions, write_page
 from promptdiffuser.errors import UserError
 
@@ -28,7 +28,10 @@ def episodes() -> pd.DataFrame:
             "training_seed": seed,
             "task": task,
             "prompt": prompt,
+            "prompt_source": prompt,
             "episode": 0,
+            "seed": 100 * seed + prompt,
+            "start": 100 * seed + prompt,
             "return": gain + size + 10 * (arm == "b") + noise[s, j, prompt],
         }
         for arm in ("a", "b")
@@ -49,24 +52,23 @@ def costs(episodes: pd.DataFrame) -> pd.DataFrame:
     return cells.assign(tunable_parameters=np.where(cells["method"] == "better", 220, 0))
 
 
-def test_the_interval_is_students() -> None:
-    values = np.array([1.0, 2.0, 4.0, 8.0])
-    found = student_interval(values)
-    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert found.estimate == values.mean()
+def test_the_interval_is_students_over_seeds(episodes: pd.DataFrame) -> None:
+    own = by_cell(episodes)["a", 1, "better"]
+    of_seed = own.groupby("training_seed")["return"].mean()
+    found, expected = cell_return(own), stats.ttest_1samp(of_seed, 0).confidence_interval(0.95)
+    assert found.estimate == pytest.approx(of_seed.mean())
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    assert np.isnan(student_interval(values[:1]).low)
+    for few in (1, 2):
+        assert not cell_return(own[own["training_seed"] <= few]).is_known
 
 
 def test_a_seeds_return_weighs_tasks_and_prompts_alike(episodes: pd.DataFrame) -> None:
     # Episodes more of one prompt, and a diverged one, change nothing.
     once_more = pd.concat([episodes, episodes[episodes["prompt"] == 0].assign(episode=1)])
     diverged = episodes[episodes["prompt"] == 1].assign(episode=2, **{"return": np.nan})
-    whole = pd.concat([once_more.assign(diverged=False), diverged.assign(diverged=True)])
-    pd.testing.assert_frame_equal(seed_returns(whole), seed_returns(episodes))
-    of_cell = episodes.query("arm == 'a' and few_shot_episodes == 5 and method == 'plain' and training_seed == 2")
-    found = seed_returns(episodes).set_index(["arm", "few_shot_episodes", "method", "training_seed"])["return"]
-    assert found["a", 5, "plain", 2] == pytest.approx(of_cell["return"].mean())
+    whole = pd.concat([once_more.assign(diverged=False), diverged.assign(diverged=True)], ignore_index=True)
+    for cell, own in by_cell(whole).items():
+        assert vars(cell_return(own)) == pytest.approx(vars(cell_return(by_cell(episodes)[cell])))
 
 
 @pytest.mark.parametrize(("reference_arm", "shift"), [(None, 0.0), ("a", 10.0)], ids=["within-arms", "across-arms"])
@@ -80,7 +82,7 @@ def test_differences_pair_equal_seeds(
             assert np.isnan(row["difference"])
             continue
         expected = GAIN[method] + (shift if arm == "b" else 0.0)
-        assert (row["difference"], row["difference_low"], row["difference_high"]) == pytest.approx((expected,) * 3)
+        assert row["difference"] == pytest.approx(expected)
     assert (found["return_high"] > found["return"]).all()
     assert found.loc[("a", 1, "better"), "tunable"] == 220
     assert found.loc[("a", 1, "better"), "adapt_s"] == 2.5
@@ -130,18 +132,40 @@ def test_the_page_holds_every_row_figure_and_fact(episodes: pd.DataFrame, costs:
 
 def test_the_conclusions_name_who_is_level_with_the_best_and_cheap(episodes: pd.DataFrame, costs: pd.DataFrame) -> None:
     of_size = (episodes["arm"] == "a") & (episodes["few_shot_episodes"] == 5)
-    # Another method is as good as the best but for noise of its own.
-    noise = np.random.default_rng(1).normal(size=int((of_size & (episodes["method"] == "better")).sum()))
-    level = episodes[of_size & (episodes["method"] == "better")].assign(method="level")
+    # Another method is as good as the best but for noise of its own, and so are the differences from the reference.
+    rng = np.random.default_rng(1)
+    frame = episodes[of_size].copy()
+    frame["return"] += 0.05 * rng.normal(size=len(frame))
+    noise = rng.normal(size=int((frame["method"] == "better").sum()))
+    level = frame[frame["method"] == "better"].assign(method="level")
     level["return"] += noise - noise.mean() - 0.01
     cost = costs[(costs["arm"] == "a") & (costs["few_shot_episodes"] == 5)]
     cheap = cost[cost["method"] == "better"].assign(method="level", seconds_adapt=0.25)
-    frame, paid = pd.concat([episodes[of_size], level]), pd.concat([cost, cheap])
-    found = conclusions(table(frame, paid, "plain"), frame)
+    both, paid = pd.concat([frame, level], ignore_index=True), pd.concat([cost, cheap])
+    rows = table(both, paid, "plain")
+    found = conclusions(rows, both)
     assert found[0].startswith("better has the highest mean return of 4:")
-    assert found[1].startswith("On equal seeds 1 of the other 3 are not told apart from it: level.")
-    assert "level is the cheapest: 0.2 s for all tasks, the best takes 2.5 s." in found[1]
-    assert found[2].startswith("Of 3 compared with the reference, 2 are ahead of it, 1 behind, 0 not told apart.")
-    # Without it the best is ahead of all.
-    found = conclusions(table(episodes[of_size], cost, "plain"), episodes[of_size])
-    assert found[1] == "On equal seeds it is ahead of all 2 others."
+    assert found[1].startswith(
+        "On equal seeds 1 of the other 3 show no significant difference from it: level. Of these"
+    )
+    assert "level is the cheapest, 0.2 s for all tasks against 2.5 s of the best; its return could be up to" in found[1]
+    assert found[2].startswith("Compared with the reference, 3 in all: 2 better than it, 1 worse")
+    assert (rows["p_value"].dropna() < 0.05).all()
+    # Without it the best is better than all.
+    found = conclusions(table(frame, cost, "plain"), frame)
+    assert found[1] == "On equal seeds it is better than all 2 others."
+    # Two seeds are too few, whatever the differences.
+    found = conclusions(table(frame[frame["training_seed"] < 3], cost, "plain"), frame[frame["training_seed"] < 3])
+    assert found[1] == "Seeds are too few to say which others it is better than (2 of 3)."
+    assert found[2] == "Compared with the reference, 2 in all: 2 with too few seeds for a verdict."
+
+
+def test_no_significant_difference_is_told_with_its_worst_case(episodes: pd.DataFrame, costs: pd.DataFrame) -> None:
+    frame = episodes[(episodes["arm"] == "a") & (episodes["few_shot_episodes"] == 5)].copy()
+    frame["return"] += 20 * np.random.default_rng(1).normal(size=len(frame))
+    cells = costs[CELL].eq(["a", 5, "plain"]).all(axis=1) | costs["method"].ne("plain")
+    rows = table(frame, costs[cells], "plain")
+    undecided = rows[rows["verdict"] == "undecided"]
+    (sentence,) = [text for text in conclusions(rows, frame) if text.startswith("Without a significant difference")]
+    assert f"{-undecided['difference_low'].min():.1f} below the reference" in sentence
+    assert f"{undecided['difference_high'].max():.1f} above it" in sentence

@@ -59,13 +59,14 @@ def test_experiments_are_compared_method_by_method(runs: Runs) -> None:
     assert pairs.loc["prompt-diffuser", "difference"] == pytest.approx(GAIN)
     assert comparison.verdicts == [
         "prompt-dt: B and A have equal returns on all 3 tasks",
-        f"prompt-diffuser: B is better than A on 3 of 3 tasks; difference {GAIN:.2f} [{GAIN:.2f}, {GAIN:.2f}], "
+        f"prompt-diffuser: B minus A is +{GAIN:.2f} (interval not known) over 6 different prompts per task, better on "
+        "3 of 3 tasks; not enough trainings for a verdict (1 of 3); "
         f"probability of improvement {pairs.loc['prompt-diffuser', 'probability_of_improvement']:.2f} "
         f"[{pairs.loc['prompt-diffuser', 'probability_low']:.2f}, "
         f"{pairs.loc['prompt-diffuser', 'probability_high']:.2f}]",
     ]
     turned = compare(runs.uri, [runs.strong[0]["all"], runs.weak[0]["all"]])
-    assert turned.verdicts[1].startswith("prompt-diffuser: A is better than B on 3 of 3 tasks; difference 2.50")
+    assert turned.verdicts[1].startswith("prompt-diffuser: B minus A is -2.50")
     costs = comparison.costs.loc["A", "prompt-diffuser"]
     assert (costs["time/pretrain_s"], costs["time/diffuser_s"], costs["cost/gradient_steps"]) == (60.0, 60.0, 300.0)
     assert pd.isna(comparison.costs.loc[("A", "prompt-dt"), "time/diffuser_s"])
@@ -87,17 +88,48 @@ def test_two_methods_of_one_experiment(runs: Runs) -> None:
 
 
 def test_seeds_are_trainings_of_one_side(runs: Runs) -> None:
-    """A filter finds four runs of two configurations; their trainings are paired and resampled."""
+    """A filter finds four runs of two configurations; their trainings are paired, two are too few for a verdict."""
     found = "tags.`promptdiffuser.method` = 'prompt-diffuser' and tags.`promptdiffuser.stage` = 'method'"
     ids = [ids["prompt-diffuser"] for ids in (*runs.weak, *runs.strong)]
     comparison = compare(runs.uri, ids)
     assert comparison.returns["trainings"].to_list() == [2, 2]
     assert comparison.settings.index.to_list() == ["guidance.weight"]
-    assert comparison.differences["resampled"].to_list() == ["trainings"]
+    assert comparison.differences["over"].to_list() == ["2 trainings"]
+    assert comparison.differences["verdict"].to_list() == ["too few trainings"]
     assert comparison.differences["difference"].item() == pytest.approx(GAIN)
-    # The digest of the third makes it incomparable, and the filter finds it as well.
-    with pytest.raises(UserError, match="dataset digest differs"):
+    # The filter finds runs of other physics as well.
+    with pytest.raises(UserError, match="physics differs"):
         compare(runs.uri, [found])
+
+
+def test_seed_draw_start_states_and_dataset_are_one_replicate(
+    tracker: Callable[[str], Tracker], tmp_path: Path
+) -> None:
+    """Trainings that differ in all of them are one side; those of two sides have to agree in each."""
+    store = tracker("replicates")
+
+    def log(weight: float, seed: int, digest: str) -> str:
+        few_shot = {"episodes": 5, "draw": seed}
+        settings = {
+            "guidance": {"weight": weight},
+            "seed": seed,
+            "evaluation": {"seed": seed, "few_shot": few_shot},
+            "collection": {"seed": seed},
+        }
+        summary = {"dataset_digest": digest, "protocol": {"prompts": 6, "seed": seed, "few_shot": few_shot}}
+        return log_experiment(store, tmp_path, settings, METHODS, summary=summary)["prompt-diffuser"]
+
+    weak, strong = ([log(weight, seed, f"digest {seed}") for seed in (1, 2, 3)] for weight in (5.0, 10.0))
+    comparison = compare(store.uri, [*weak, *reversed(strong)])
+    assert comparison.returns["trainings"].to_list() == [3, 3]
+    assert comparison.settings.index.to_list() == ["guidance.weight"]
+    assert comparison.verdicts == ["prompt-diffuser: B and A have equal returns on all 3 tasks"]
+    other = log(10.0, 4, "digest 4"), log(10.0, 5, "digest 5")
+    with pytest.raises(UserError, match="no episodes of 'B' and 'A' agree in training_seed"):
+        compare(store.uri, [*weak, *other])
+    recollected = [log(20.0, 1, "digest 1"), log(20.0, 2, "another digest")]
+    with pytest.raises(UserError, match="dataset digest of training 2 differs: A digest 2, B another digest"):
+        compare(store.uri, [*weak, *recollected])
 
 
 @pytest.mark.parametrize("condition", ["dataset digest", "physics", "protocol: prompts"])
@@ -136,7 +168,7 @@ def test_command_line_writes_page_and_tables(
     assert main([ids[0], "--output", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.startswith("error: a comparison needs two configurations")
     assert main([*ids, "--output", str(tmp_path)]) == 0
-    assert "prompt-diffuser: B is better than A on 3 of 3 tasks; difference 2.50" in capsys.readouterr().out
+    assert "prompt-diffuser: B minus A is +2.50" in capsys.readouterr().out
     text = (tmp_path / "index.html").read_text()
     assert all(f"/runs/{run}" in text for run in ids)
     names = {"settings", "returns", "differences", "tasks", "costs", "curves"}

@@ -17,8 +17,13 @@ from analysis.inside import inside_sections, inside_table
 from analysis.report import conclusions, render, report_tables, write_report
 from analysis.runs import load_experiment, scored_episodes
 from promptdiffuser.errors import UserError
-from promptdiffuser.statistics.aggregates import interquartile_mean, optimality_gap, probability_of_improvement
-from promptdiffuser.statistics.intervals import Interval, bootstrap
+from promptdiffuser.statistics.aggregates import (
+    aggregate,
+    interquartile_mean,
+    optimality_gap,
+    probability_of_improvement,
+)
+from promptdiffuser.statistics.intervals import Interval
 from promptdiffuser.statistics.paired import paired_difference
 from promptdiffuser.statistics.scores import run_scores
 from promptdiffuser.statistics.variance import variance_components
@@ -108,17 +113,20 @@ def test_tables_show_the_statistics(experiment: Any, page: Page) -> None:
         return [interval.estimate, interval.low, interval.high]
 
     for name, cells in zip(["prompt-dt", *others], page.rows["scores"][1:], strict=True):
-        assert numbers(cells[1]) == pytest.approx(shown(bootstrap(scores[name], interquartile_mean)), abs=0.0006)
-        assert numbers(cells[3]) == pytest.approx(shown(bootstrap(scores[name], optimality_gap)), abs=0.0006)
+        assert numbers(cells[1]) == pytest.approx(shown(aggregate(scores[name], interquartile_mean)), abs=0.0006)
+        assert numbers(cells[3]) == pytest.approx(shown(aggregate(scores[name], optimality_gap)), abs=0.0006)
+        assert cells[4] == "6 different prompts per task"
         if name == "prompt-dt":
-            assert cells[4] == "–"
+            assert cells[5] == "–"
         else:
             chance = probability_of_improvement(scores[name], scores["prompt-dt"])
-            assert numbers(cells[4]) == pytest.approx(shown(chance), abs=0.006)
+            expected = shown(chance) if chance.is_known else [chance.estimate]
+            assert numbers(cells[5]) == pytest.approx(expected, abs=0.006)
     for name, cells in zip(others, page.rows["differences"][1:], strict=True):
         paired = paired_difference(episodes, name, "prompt-dt")
-        bounds = [*shown(paired.on_these_tasks), *shown(paired.on_tasks_like_these)[1:], paired.tasks_better, 3]
+        bounds = [*shown(paired.on_these_tasks), *shown(paired.on_tasks_like_these)[1:], paired.tasks_better, 3, 6]
         assert numbers(" ".join(cells[1:])) == pytest.approx(bounds, abs=0.006)
+        assert cells[-1] == "too few trainings"
     assert page.rows["variance"][0] == ["Method", "Task", "Prompt", "Episode"]
     for name, cells in zip(["prompt-dt", *others], page.rows["variance"][1:], strict=True):
         components = variance_components(episodes, name)
@@ -138,18 +146,22 @@ def test_a_report_comes_out_of_every_evaluation(experiment: Any) -> None:
     lost = episodes.assign(diverged=False)
     lost.loc[0, ["diverged", "return"]] = [True, np.nan]
     diverged = page_of(lost)
-    assert "1 of 72 episodes have no return because their simulator diverged" in diverged.text["conclusions"]
-    assert "Not computed: method 'prompt-dt' has from 2 to 3 values of episode" in diverged.text["variance"]
+    assert "1 of 144 episodes have no return because their simulator diverged" in diverged.text["conclusions"]
+    assert "Not computed: method 'prompt-dt' has from 1 to 2 values of episode" in diverged.text["variance"]
     assert len(diverged.rows["scores"]) == len(diverged.rows["differences"]) + 1 == 5
     targets = page_of(pd.concat([lost.assign(target_return=0.0), episodes.assign(target_return=9.0)]))
     assert targets.text["conclusions"] == diverged.text["conclusions"]
     single = page_of(episodes[(episodes["prompt"] == 0) & (episodes["episode"] == 0)])
-    assert "nothing resampled), better on 3 of 3: one episode a task does not say" in single.text["conclusions"]
+    assert "(interval not known) over nothing that varies, better on 3 of 3 tasks" in single.text["conclusions"]
+    assert all(cells[2] == "–" for cells in single.rows["differences"][1:])
+    few = page_of(episodes.assign(prompt_source=episodes["prompt"] % 2))
+    assert {cells[4] for cells in few.rows["scores"][1:]} == {"2 different prompts per task"}
+    assert all("[" not in cell for cells in few.rows["scores"][1:] for cell in cells)
     alone = page_of(episodes[episodes["method"] == "prompt-diffuser"])
     assert "Not computed: the experiment has no method 'prompt-dt'" in alone.text["differences"]
-    assert alone.rows["scores"][0] == ["Method", "Interquartile mean", "", "Optimality gap"]
+    assert alone.rows["scores"][0] == ["Method", "Interquartile mean", "", "Optimality gap", "Over"]
     broken = page_of(episodes.assign(**{"return": np.nan}))
-    assert "18 of 18 episodes of method 'other-task-prompt' have no finite return" in broken.text["conclusions"]
+    assert "36 of 36 episodes of method 'other-task-prompt' have no finite return" in broken.text["conclusions"]
 
 
 def test_page_is_complete_and_self_contained(experiment: Any, page: Page) -> None:
@@ -166,8 +178,8 @@ def test_page_is_complete_and_self_contained(experiment: Any, page: Page) -> Non
     assert facts["dataset digest"] == "synthetic-digest"
     protocol = {key.removeprefix("protocol: "): value for key, value in facts.items() if key.startswith("protocol")}
     assert protocol == {
-        "prompts": "2",
-        "episodes_per_prompt": "3",
+        "prompts": "6",
+        "episodes_per_prompt": "2",
         "few_shot.episodes": "5",
         "few_shot.quality": "mixed",
         "few_shot.returns": "high",
@@ -204,11 +216,11 @@ def test_conclusions_follow_the_numbers(page: Page) -> None:
     """The made-up means decide which sentences appear."""
     text = page.text["conclusions"]
     assert "Prompt Diffuser has the highest mean return" in text
-    assert "do not overlap" in text
-    assert "better on 3 of 3: zero lies outside, a gain" in text
-    assert "better on 0 of 3: zero lies outside, a loss" in text
+    assert "better on 3 of 3 tasks; not enough trainings for a verdict (1 of 3)" in text
+    assert "better on 0 of 3 tasks; not enough trainings" in text
     assert "on all of them 25% of the time" in text
-    assert "one training seed (7)" in text
+    assert "one training of every model (seed 7)" in text
+    assert not re.search("Prompt Diffuser is (better|worse) than", text)
 
 
 def test_caution_comes_first(experiment: Any) -> None:
@@ -255,6 +267,6 @@ def test_load_keeps_what_was_logged(experiment: Any) -> None:
         ("train-diffuser", "train/loss_dm"): 300,
         ("train-diffuser", "train/loss_dt"): 300,
     }
-    assert len(results.episodes) == 4 * 3 * 2 * 3
+    assert len(results.episodes) == 4 * 3 * 6 * 2
     assert len(results.prompts) == 5 * 3 * 6
     assert results.prompts["features"][0].shape == (135,)

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
+from analysis.compare import compare
 from tests import tiny
 
 METHODS = ["prompt-dt", "prompt-diffuser-multi-task"]
@@ -56,3 +57,12 @@ def test_a_killed_benchmark_goes_on_and_grows_and_does_nothing_twice(tiny_run: P
     of_method = [run for run in runs if run.data.tags["promptdiffuser.stage"] == "method"]
     assert {run.data.tags["promptdiffuser.seed"] for run in of_method} == {"1", "2"}
     assert all("test/return" in run.data.metrics for run in of_method)
+
+    # The benchmark's own seeds are trainings of one configuration, though draw and start states differ between them.
+    of_five = [run for run in of_method if run.data.params["evaluation.few_shot.episodes"] == "5"]
+    ids = [run.info.run_id for run in of_five if run.data.tags["promptdiffuser.method"] in ("prompt-dt", "mean-prompt")]
+    comparison = compare(f"sqlite:///{tmp_path}/mlflow.db", ids)
+    assert comparison.returns["trainings"].to_list() == [2, 2]
+    assert comparison.differences["verdict"].to_list() == ["too few trainings"]
+    episodes = pd.read_parquet(table.parent / "episodes.parquet")
+    assert episodes.groupby("training_seed")["seed"].unique().map(set).pipe(lambda seeds: seeds[1] & seeds[2]) == set()

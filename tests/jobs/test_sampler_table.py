@@ -101,8 +101,8 @@ def test_differences_are_paired_and_their_intervals_those_of_trainings(job: Modu
     console = Console(width=200, file=StringIO())
     console.print(job.compared(frame, ("ddpm:50", "ddim:5")))
     lines = {line.split("│")[1].strip(): line for line in console.file.getvalue().splitlines() if "│" in line}
-    # 0.01 and 0, 0.002, 0.004 by training: what resampling three trainings can give lies between the outer two.
-    assert "0.17700 │      +0.01200 │ +0.01000 to +0.01400" in lines["ddim:5"]
+    # 0.010, 0.012 and 0.014 by training: Student's half width is 4.3027 x 0.002 / sqrt(3).
+    assert "0.17700 │      +0.01200 │ +0.00703 to +0.01697" in lines["ddim:5"]
     assert "0.16500" in lines["ddpm:50"]
     assert lines.keys() == {"ddpm:50", "ddim:5", job.FEW_SHOT, job.OTHER_TASKS}
 

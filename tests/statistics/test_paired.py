@@ -98,6 +98,14 @@ def test_over_trainings_the_interval_and_p_value_are_scipys() -> None:
     assert paired.p_value == pytest.approx(theirs.pvalue)
 
 
+def test_what_is_the_same_in_every_training_has_no_interval() -> None:
+    """A constant difference is told, and neither called significant nor undecided."""
+    returns = simulated(0, (3, 4, 2, 2), 0.0)
+    paired = paired_difference(frame({"old": returns["old"], "new": returns["old"] + 5}), "new", "old")
+    assert (paired.verdict, paired.on_these_tasks.is_known) == ("constant", False)
+    assert paired_difference(frame({"old": returns["old"], "new": returns["old"]}), "new", "old").verdict == "equal"
+
+
 def test_p_values_are_adjusted_where_many_are_shown() -> None:
     """Of twenty equal methods over five trainings, one is called different too often unless it is adjusted."""
     alone = {}

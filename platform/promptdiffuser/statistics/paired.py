@@ -25,7 +25,7 @@ from promptdiffuser.statistics.intervals import (
 )
 from promptdiffuser.statistics.scores import Level, level_of, linked, of_method, unit_means
 
-Verdict = Literal["better", "worse", "undecided", "equal", "too few trainings"]
+Verdict = Literal["better", "worse", "undecided", "equal", "constant", "too few trainings"]
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,16 @@ class PairedDifference:
 
     @property
     def verdict(self) -> Verdict:
-        """What may be said of the method: a difference needs three trainings and a p-value below 5 %."""
+        """What may be said of the method: a difference needs three trainings and a p-value below 5 %.
+
+        A difference that is the same in every training is `constant`: what does not vary has no interval.
+        """
         if (self.per_task == 0).all():
             return "equal"
         if self.trainings < LEAST_UNITS:
             return "too few trainings"
+        if not self.on_these_tasks.is_known:
+            return "constant"
         if self.p_value < 1 - CONFIDENCE:
             return "better" if self.on_these_tasks.estimate > 0 else "worse"
         return "undecided"
