@@ -14,7 +14,8 @@ from promptdiffuser.data.plans import held_out_plan
 from promptdiffuser.learning.backbone import squared_action_errors
 from promptdiffuser.learning.checkpoint import load_checkpoint
 from promptdiffuser.learning.diffuser import DiffuserLearning
-from promptdiffuser.learning.few_shot import DRAWS, held_out_loss, use_best_snapshot
+from promptdiffuser.learning.few_shot import DRAWS, HELD_OUT_LOSS, held_out_loss
+from promptdiffuser.learning.snapshots import use_best_snapshot
 from promptdiffuser.learning.trainings import DiffuserTraining, History, make_resident, train
 
 CPU = torch.device("cpu")
@@ -45,7 +46,8 @@ def run(training: DiffuserTraining, episodes: Episodes, folder: Path, **options:
 
 
 def scores(folder: Path) -> dict[str, float]:
-    return json.loads((folder / "snapshots" / "scores.json").read_text())
+    records = json.loads((folder / "snapshots" / "scores.json").read_text())
+    return {name: record[HELD_OUT_LOSS.score] for name, record in records.items()}
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -119,9 +121,9 @@ def test_the_snapshot_with_the_lowest_loss_becomes_the_model(
     best = min(found, key=lambda name: found[name])
     assert equal(weights(tmp_path / "model"), weights(tmp_path / "snapshots" / best))
     for name in found:
-        made_best = found | {name: -1.0}
+        made_best = {other: {HELD_OUT_LOSS.score: -1.0 if other == name else loss} for other, loss in found.items()}
         (tmp_path / "snapshots" / "scores.json").write_text(json.dumps(made_best))
-        use_best_snapshot(tmp_path)
+        use_best_snapshot(tmp_path, HELD_OUT_LOSS)
         assert equal(weights(tmp_path / "model"), weights(tmp_path / "snapshots" / name))
 
 

@@ -128,6 +128,21 @@ def make_last_state_best(task: FewShotTuning) -> None:
     task.held_out_losses = lambda: torch.full((task.num_groups,), -float(next(looks)))
 
 
+def test_a_loss_that_is_not_a_number_is_never_the_best(few_shot: FewShot) -> None:
+    task, looks = own_prompts(few_shot), itertools.count()
+    losses = [torch.nan, 2.0, 1.0, torch.nan, torch.nan]
+    states: list[Tensor] = []
+
+    def look() -> Tensor:
+        states.append(values(task)[0].clone())
+        return torch.full((task.num_groups,), losses[next(looks)])
+
+    task.held_out_losses = look
+    tune(task)
+    assert len(states) == len(losses)
+    assert torch.equal(values(task)[0], states[2])
+
+
 def test_weights_that_only_get_worse_stay_as_they_were(few_shot: FewShot) -> None:
     """Actions are random here, so what is learned of some episodes is wrong of others."""
     task = one_for_all(few_shot, dataclasses.replace(CONFIG, learning_rate=0.1))

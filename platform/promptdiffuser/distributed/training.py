@@ -28,9 +28,10 @@ from promptdiffuser.distributed.datasets import (
 )
 from promptdiffuser.distributed.streaming import StreamedWindows, WindowCutter
 from promptdiffuser.distributed.tasks import run_tasks, task_device
-from promptdiffuser.distributed.validation import Validation, use_best_snapshot, validating
+from promptdiffuser.distributed.validation import NORMALISED, Validation, validating
 from promptdiffuser.experiment import ClusterConfig
 from promptdiffuser.learning.engine import NonFiniteGradientError
+from promptdiffuser.learning.snapshots import use_best_snapshot
 from promptdiffuser.learning.trainings import History, Training, make_resident, train
 from promptdiffuser.tasks.experts import Quality
 from promptdiffuser.tracking.store import RunLog
@@ -82,10 +83,10 @@ def train_on_cluster(
         dataset_config=ShardByEpisode(datasets),
     )
     config = job.training.optimisation
-    with nullcontext() if validation is None else validating(job.folder, validation, cluster.rollout_actors, job.run):
+    with nullcontext() if validation is None else validating(job.folder, validation, cluster, job.run):
         _fit_interruptibly(trainer)
     if config.use == "best":
-        use_best_snapshot(job.folder)
+        use_best_snapshot(job.folder, NORMALISED)
 
 
 def scaling(cluster: ClusterConfig) -> ScalingConfig:

@@ -1,6 +1,6 @@
 """Scoring models on validation tasks: a finished one, or the snapshots of a training beside the training itself."""
 
-import shutil
+import logging
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,12 +13,14 @@ import torch
 
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.distributed.rollouts import RolloutPool
+from promptdiffuser.errors import UserError
 from promptdiffuser.evaluation.blocks import evaluation_blocks
 from promptdiffuser.evaluation.policies import AdaptedPolicies
 from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.evaluation.scores import summarise_method
+from promptdiffuser.experiment import ClusterConfig
 from promptdiffuser.learning.model_folders import load_backbone
-from promptdiffuser.learning.snapshots import read_scores, use_snapshot, write_scores
+from promptdiffuser.learning.snapshots import Criterion, Scores, keep_best_snapshot, read_scores, write_scores
 from promptdiffuser.learning.trainings import DiffuserTraining
 from promptdiffuser.methods import get_method
 from promptdiffuser.methods.inputs import InputsBuilder, InputsSettings
@@ -27,6 +29,10 @@ from promptdiffuser.tracking.store import RunLog
 
 POLL_SECONDS = 1.0
 CPU = torch.device("cpu")
+NORMALISED = Criterion("normalised", "max")
+"""How snapshots that were scored on validation tasks are compared."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,75 +81,93 @@ class Validation:
 
 
 @contextmanager
-def validating(folder: Path, validation: Validation, num_actors: int, run: RunLog) -> Iterator[None]:
+def validating(folder: Path, validation: Validation, cluster: ClusterConfig, run: RunLog) -> Iterator[None]:
     """Score the snapshots below a training's folder while the body trains; the best one is kept.
 
     Training never waits for it; leaving the body does, for the snapshots that are not scored yet. Scores are kept in
     `folder`/snapshots/scores.json, so a resumed training does not score a step again.
+
+    A snapshot that cannot be scored does not stop the training: a warning says so at once, and the error is raised when
+    the body has ended.
+
+    Args:
+        folder: Folder of the training.
+        validation: How a snapshot is scored.
+        cluster: The rollout actors that step the episodes.
+        run: Takes the scores.
+
+    Raises:
+        UserError: A snapshot could not be scored, for a reason that the user can repair.
+        RuntimeError: A snapshot could not be scored, for another reason.
     """
-    scorer = _SnapshotScorer(folder / "snapshots", validation, num_actors, run)
-    stop, failures = threading.Event(), list[BaseException]()
+    scorer = _SnapshotScorer(folder / "snapshots", validation, cluster, run)
+    stop, failures = threading.Event(), list[Exception]()
 
     def watch() -> None:
         try:
             while not stop.wait(POLL_SECONDS):
                 scorer.score_new()
-        except BaseException as error:
+        except Exception as error:
             failures.append(error)
+            log.warning("%s; the training goes on, its other snapshots are not scored", error)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+        if failures:
+            raise failures[0]
+        scorer.finish()
     finally:
-        stop.set()
-        thread.join()
-    if failures:
-        raise failures[0]
-    scorer.finish()
-
-
-def use_best_snapshot(folder: Path) -> None:
-    """Make the snapshot with the best score the model of a finished training."""
-    use_snapshot(folder, _best(read_scores(folder / "snapshots")))
+        scorer.close()
 
 
 class _SnapshotScorer:
-    def __init__(self, snapshots: Path, validation: Validation, num_actors: int, run: RunLog) -> None:
-        self._snapshots, self._validation, self._num_actors, self._run = snapshots, validation, num_actors, run
+    def __init__(self, snapshots: Path, validation: Validation, cluster: ClusterConfig, run: RunLog) -> None:
+        self._snapshots, self._validation, self._cluster, self._run = snapshots, validation, cluster, run
 
     @cached_property
     def _pool(self) -> RolloutPool:
-        return RolloutPool(self._validation.dataset.family.name, self._num_actors)
+        family, cluster = self._validation.dataset.family.name, self._cluster
+        return RolloutPool(family, cluster.rollout_actors, cluster.gpus_per_actor)
 
     def score_new(self) -> None:
         """Score the snapshots that have no score yet, oldest first, and delete all but the best."""
-        scores, snapshots = read_scores(self._snapshots), sorted(self._snapshots.glob("step-*"))
-        for snapshot in snapshots:
+        scores = read_scores(self._snapshots)
+        for snapshot in sorted(self._snapshots.glob("step-*")):
             if snapshot.name not in scores:
-                scores[snapshot.name] = self._validation.score(snapshot, self._pool)
+                scores[snapshot.name] = self._score(snapshot)
                 write_scores(self._snapshots, scores)
                 self._log(scores)
-        for snapshot in snapshots:
-            if snapshot.name != _best(scores):
-                shutil.rmtree(snapshot)
+        keep_best_snapshot(self._snapshots, NORMALISED)
 
     def finish(self) -> None:
-        """Score what is left and end the actors; the run gets all scores, should it have lost some."""
+        """Score what is left; the run gets all scores, should it have lost some."""
         self.score_new()
         self._log(read_scores(self._snapshots))
+
+    def close(self) -> None:
+        """End the actors, if there are any."""
         if "_pool" in self.__dict__:
             self._pool.close()
 
-    def _log(self, scores: dict[str, dict[str, float]]) -> None:
+    def _score(self, snapshot: Path) -> dict[str, float]:
+        try:
+            return self._validation.score(snapshot, self._pool)
+        except Exception as error:
+            kind = UserError if isinstance(error, UserError) else RuntimeError
+            raise kind(
+                f"snapshot {snapshot} cannot be scored ({type(error).__name__}: {error}); the same command tries again"
+            ) from error
+
+    def _log(self, scores: Scores) -> None:
         self._run.log_history(
             [
                 {"step": int(name.removeprefix("step-"))} | score_metrics("validation", score)
                 for name, score in sorted(scores.items())
             ]
         )
-
-
-def _best(scores: dict[str, dict[str, float]]) -> str:
-    """Return the step with the highest normalised score, the earliest of equals."""
-    return max(sorted(scores), key=lambda name: scores[name]["normalised"])

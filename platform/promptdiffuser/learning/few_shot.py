@@ -19,10 +19,12 @@ from promptdiffuser.data.windows import Segments
 from promptdiffuser.learning.backbone import squared_action_errors
 from promptdiffuser.learning.diffuser import DiffuserLearning
 from promptdiffuser.learning.engine import LearningTask
-from promptdiffuser.learning.snapshots import read_scores, use_snapshot, write_scores
+from promptdiffuser.learning.snapshots import Criterion, read_scores, write_scores
 
 DRAWS = 4
 """Prompts that every held-out window is scored with: one draw of noise says little about a diffuser."""
+HELD_OUT_LOSS = Criterion("held_out_loss", "min")
+"""How a few-shot training's snapshots are compared."""
 
 
 @torch.no_grad()
@@ -52,12 +54,7 @@ def loss_behind(learning: DiffuserLearning, plan: WindowPlan, prompts: Segments)
 
 
 def score_snapshot(task: LearningTask, snapshot: Path, weights: dict[str, Tensor]) -> None:
-    """Note a snapshot's held-out loss beside it, in `scores.json`; a resumed training notes the same again."""
+    """Write a snapshot's held-out loss to `scores.json` beside it; a resumed training writes the same again."""
     assert isinstance(task, DiffuserLearning)
-    write_scores(snapshot.parent, read_scores(snapshot.parent) | {snapshot.name: held_out_loss(task, weights)})
-
-
-def use_best_snapshot(folder: Path) -> None:
-    """Make the snapshot with the lowest held-out loss the model of a finished training; the first of equals."""
-    scores = read_scores(folder / "snapshots")
-    use_snapshot(folder, min(sorted(scores), key=lambda name: scores[name]))
+    record = {HELD_OUT_LOSS.score: held_out_loss(task, weights)}
+    write_scores(snapshot.parent, read_scores(snapshot.parent) | {snapshot.name: record})

@@ -2,27 +2,65 @@
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from promptdiffuser.errors import UserError
 from promptdiffuser.learning.checkpoint import replacing, write_json
+from promptdiffuser.learning.selection import Direction, select_best
 
 SCORES = "scores.json"
+Scores = dict[str, dict[str, float]]
+"""Name of a snapshot -> its record: scores by name."""
 
 
-def read_scores(snapshots: Path) -> dict[str, Any]:
-    """Return name of the snapshot -> its score, for those that have one."""
+@dataclass(frozen=True)
+class Criterion:
+    """The score that snapshots are compared by."""
+
+    score: str
+    """Its name in a snapshot's record."""
+    direction: Direction
+    """Whether the highest or the lowest is best."""
+
+    def best(self, scores: Scores) -> str | None:
+        """Return the best snapshot, the earliest of equals; None if none has a finite score."""
+        return select_best({name: scores[name][self.score] for name in sorted(scores)}, self.direction)
+
+
+def read_scores(snapshots: Path) -> Scores:
+    """Return the scores of the snapshots that have some."""
     path = snapshots / SCORES
-    scores: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    scores: Scores = json.loads(path.read_text()) if path.is_file() else {}
     return scores
 
 
-def write_scores(snapshots: Path, scores: dict[str, Any]) -> None:
+def write_scores(snapshots: Path, scores: Scores) -> None:
     """Keep the scores; they stay when a snapshot goes."""
     write_json(snapshots / SCORES, scores)
 
 
-def use_snapshot(folder: Path, name: str) -> None:
-    """Make a snapshot the model of a finished training."""
+def keep_best_snapshot(snapshots: Path, criterion: Criterion) -> None:
+    """Delete the scored snapshots except the best; all stay while none has a finite score."""
+    scores = read_scores(snapshots)
+    if (best := criterion.best(scores)) is None:
+        return
+    for snapshot in snapshots.glob("step-*"):
+        if snapshot.name in scores and snapshot.name != best:
+            shutil.rmtree(snapshot)
+
+
+def use_best_snapshot(folder: Path, criterion: Criterion) -> None:
+    """Make the best snapshot the model of a finished training.
+
+    Raises:
+        UserError: No snapshot has a finite score.
+    """
+    snapshots = folder / "snapshots"
+    if (best := criterion.best(read_scores(snapshots))) is None:
+        raise UserError(
+            f"no snapshot in {snapshots} has a finite {criterion.score} score, so none can become the model; train "
+            "with other settings, or go on with the last weights (use last)"
+        )
     with replacing(folder / "model") as model:
-        shutil.copytree(folder / "snapshots" / name, model, dirs_exist_ok=True)
+        shutil.copytree(snapshots / best, model, dirs_exist_ok=True)

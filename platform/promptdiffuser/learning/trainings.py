@@ -27,7 +27,7 @@ from promptdiffuser.learning.checkpoint import (
 )
 from promptdiffuser.learning.diffuser import DiffuserLearning
 from promptdiffuser.learning.engine import Engine, LearningTask, OptimisationConfig, alone
-from promptdiffuser.learning.few_shot import score_snapshot, use_best_snapshot
+from promptdiffuser.learning.few_shot import HELD_OUT_LOSS, score_snapshot
 from promptdiffuser.learning.guidance import GuidanceConfig
 from promptdiffuser.learning.model_folders import (
     build_backbone,
@@ -39,6 +39,7 @@ from promptdiffuser.learning.model_folders import (
     save_diffuser,
 )
 from promptdiffuser.learning.optimised_prompts import with_optimised_prompts
+from promptdiffuser.learning.snapshots import use_best_snapshot
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.models.denoiser import DenoiserConfig
 from promptdiffuser.tasks import get_family
@@ -287,7 +288,7 @@ def train(
     if is_writer:
         training.save(folder / "model", task, engine.trained_tensors())
         if training.held_out_episodes:
-            use_best_snapshot(folder)
+            use_best_snapshot(folder, HELD_OUT_LOSS)
     return history
 
 

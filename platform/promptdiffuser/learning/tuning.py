@@ -183,7 +183,8 @@ def tune(task: FewShotTuning) -> None:
         for _ in range(config.steps):
             engine.advance()
         return
-    best, best_G = [tensor.clone() for tensor in tensors], task.held_out_losses()
+    # A loss that is not a number loses against every other.
+    best, best_G = [tensor.clone() for tensor in tensors], task.held_out_losses().nan_to_num(nan=torch.inf)
     for step in range(1, config.steps + 1):
         engine.advance()
         if step % config.check_every == 0 or step == config.steps:
