@@ -10,6 +10,7 @@ again.
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,8 +33,8 @@ from promptdiffuser.experiment import Experiment
 from promptdiffuser.learning.checkpoint import write_json
 from promptdiffuser.learning.model_folders import load_backbone
 from promptdiffuser.methods import get_method
-from promptdiffuser.search.ledger import Ledger, Row
-from promptdiffuser.search.space import apply, grid, parse_field
+from promptdiffuser.search.ledger import Ledger, Row, trial_number
+from promptdiffuser.search.space import apply, change_space, value_of
 from promptdiffuser.search.sweep import Sweep
 from promptdiffuser.seeding import SIMULATOR_SEEDS, seed_at
 from promptdiffuser.tasks import get_family
@@ -45,8 +46,8 @@ class SweepOptions:
 
     sweep: Annotated[Sweep, tyro.conf.arg(name="")]
     space: tuple[str, ...] = ()
-    """Fields that are added to the space or take the place of its own: FIELD=a,b,c or FIELD=low..high or
-    FIELD=log:low..high, such as guidance.weight=log:0.1..20."""
+    """Fields to add to the space, or to change in it: FIELD=a,b,c or FIELD=low..high or FIELD=log:low..high, such as
+    guidance.weight=log:0.1..20. FIELD= drops a field, which then has the base experiment's value."""
     confirm: bool = False
     """Run the whole pipeline on the best configuration, with fresh seeds, and evaluate it on the test tasks."""
     outputs: Path = Path("outputs")
@@ -59,11 +60,10 @@ class SweepOptions:
 
 def main(options: SweepOptions) -> None:
     """Make the backbone if needed, run the sweep, write and print its table, and confirm its best."""
-    sweep = dataclasses.replace(
-        options.sweep, space=options.sweep.space | dict(parse_field(text) for text in options.space)
-    )
+    sweep = dataclasses.replace(options.sweep, space=change_space(options.sweep.space, options.space))
     job = JobOptions(sweep.experiment, options.outputs, options.dataset, options.backbone_checkpoint)
     with Workspace(job, title=sweep.name, kind="sweep", search=identity_of(sweep)) as workspace:
+        workspace.console.print(sweep.describe(), markup=False, highlight=False, soft_wrap=True)
         if sweep.trains_backbone:  # refused before anything is collected, and the local cluster has a dashboard
             connect(sweep.experiment.cluster, validates=True, dashboard=True)
         if options.dataset is None:
@@ -73,8 +73,8 @@ def main(options: SweepOptions) -> None:
         plan = plan_of(workspace, sweep)
         run(workspace, plan)
         best = write_results(plan, workspace)
-        if best is not None and options.confirm:
-            confirm(plan, workspace, options)
+        if options.confirm:
+            confirm(plan, workspace, options, best)
 
 
 def identity_of(sweep: Sweep) -> dict[str, Any]:
@@ -112,14 +112,15 @@ def plan_of(workspace: Workspace, sweep: Sweep) -> SweepPlan:
 def run(workspace: Workspace, plan: SweepPlan) -> None:
     """Run what is left of the sweep, if anything is, showing how many trials have ended."""
     ledger, sweep = plan.ledger, plan.ledger.sweep
-    if not ledger.left():
+    ended = len(ledger.rows())
+    workspace.console.print(f"{ended} {'trial has' if ended == 1 else 'trials have'} ended before", highlight=False)
+    if ledger.is_finished():
         return
     connect(sweep.experiment.cluster, trials=max(1, sweep.concurrency), dashboard=sweep.trains_backbone)
-    size = sweep.trials or (sum(1 for _ in grid(sweep.space)) if sweep.search == "grid" else 0)
     with workspace.at_work(f"sweep {sweep.name}", ledger.folder, plan.parent) as shown:
 
         def look() -> None:
-            shown.expect(max(size, len(ledger)), len(ledger.rows()))
+            shown.expect(max(sweep.most_trials or 0, len(ledger)), len(ledger.rows()))
 
         with shown.watch(look):
             run_sweep(plan)
@@ -131,7 +132,7 @@ def write_results(plan: SweepPlan, workspace: Workspace) -> Row | None:
     rows, best = ledger.rows(), ledger.best()
     for row in rows:
         if not plan.tracker.has_run(row["run"]):  # a store that does not know the sweep
-            number = int(row["trial"].removeprefix("trial-"))
+            number = trial_number(row["trial"])
             trial = plan.trial(number, ledger.point(number))
             trial.log(ledger.scores(number))
             trial.end(ledger.scores(number), row["state"])
@@ -141,31 +142,33 @@ def write_results(plan: SweepPlan, workspace: Workspace) -> Row | None:
     write_json(ledger.folder / "sweep.json", dataclasses.asdict(sweep) | {"best": best})
     names = ["results.json", "results.parquet", "sweep.json"]
     if best is not None:
-        (ledger.folder / "best.json").write_text(best_experiment(sweep, best).to_json())
+        (ledger.folder / "best.json").write_text(best_experiment(ledger, best).to_json())
         plan.parent.log_metrics({name: best[name] for name in SUMMARISED})
         plan.parent.set_tag("promptdiffuser.best", best["trial"])
         names.append("best.json")
     for name in names:
         plan.parent.log_artifact(ledger.folder / name)
     num_tasks = len(get_family(sweep.experiment.family).validation_tasks)
-    workspace.console.print(table(sweep, rows, num_tasks))
+    workspace.console.print(table(ledger, rows, num_tasks))
     for name in names:
         workspace.console.print(f"{name:<16} {ledger.folder / name}", soft_wrap=True)
     return best
 
 
-def best_experiment(sweep: Sweep, row: Row) -> Experiment:
+def best_experiment(ledger: Ledger, row: Row) -> Experiment:
     """Return the experiment of a trial, for `python jobs/pipeline.py --from-file`."""
-    experiment = apply({field: row[field] for field in sweep.space}, sweep.experiment)
+    sweep = ledger.sweep
+    # A member of a population ends with other values than it began with.
+    experiment = apply({field: row[field] for field in ledger.point(trial_number(row["trial"]))}, sweep.experiment)
     return dataclasses.replace(experiment, name=f"{sweep.name}-best", methods=(sweep.method,))
 
 
-def confirm(plan: SweepPlan, workspace: Workspace, options: SweepOptions) -> None:
+def confirm(plan: SweepPlan, workspace: Workspace, options: SweepOptions, best: Row | None) -> None:
     """Run the pipeline on the best configuration with seeds that no trial had; the sweep's run gets its test result."""
-    sweep, best = plan.ledger.sweep, plan.ledger.best()
+    sweep = plan.ledger.sweep
     if best is None:
-        raise UserError("no trial was trained to its end, so there is nothing to confirm")
-    experiment = best_experiment(sweep, best)
+        raise UserError(f"no trial was trained to its end with a finite {sweep.objective}, so nothing can be confirmed")
+    experiment = best_experiment(plan.ledger, best)
     seed = seed_at(experiment.seed, "confirm") % SIMULATOR_SEEDS
     fresh = dataclasses.replace(
         experiment,
@@ -192,17 +195,26 @@ def confirm(plan: SweepPlan, workspace: Workspace, options: SweepOptions) -> Non
     )
 
 
-def table(sweep: Sweep, rows: list[Row], num_tasks: int) -> Table:
-    """Return the trials, the best first; those that were stopped come last."""
+def table(ledger: Ledger, rows: list[Row], num_tasks: int) -> Table:
+    """Return the trials, the best first; those that were stopped, then those that diverged come last."""
+    sweep, states = ledger.sweep, ("finished", "stopped", "diverged")
+    # Earlier trials may differ in fields that were dropped since.
+    points = [ledger.point(trial_number(row["trial"])) for row in rows]
+    fields = dict.fromkeys([*sweep.space, *(field for point in points for field in point)])
     shown = Table(title=f"{sweep.name}: {num_tasks} validation tasks, best first")
-    for column in ("trial", *sweep.space, "return (95 % int.)", "normalised", "updates", "state"):
+    for column in ("trial", *fields, "return (95 % int.)", "normalised", "updates", "state"):
         shown.add_column(column, justify="right")
-    states = ("finished", "stopped", "diverged")
-    for row in sorted(rows, key=lambda row: (states.index(row["state"]), -(row[sweep.objective] or 0))):
+
+    def rank(row: Row) -> tuple[int, float]:
+        score = row[sweep.objective]
+        return states.index(row["state"]), -score if score is not None and math.isfinite(score) else math.inf
+
+    for row in sorted(rows, key=rank):
         mean, low, high, normalised = (row[name] for name in SUMMARISED)
         scores = ("", "") if mean is None else (f"{mean:.1f} ({low:.1f} to {high:.1f})", f"{normalised:.3f}")
-        swept = (f"{row[field]:g}" if isinstance(row[field], float) else str(row[field]) for field in sweep.space)
-        number = row["trial"].removeprefix("trial-").lstrip("0") or "0"
+        values = (row.get(field, value_of(sweep.experiment, field)) for field in fields)
+        swept = (f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+        number = str(trial_number(row["trial"]))
         shown.add_row(number, *swept, *scores, str(row["cost/gradient_steps"]), row["state"])
     return shown
 

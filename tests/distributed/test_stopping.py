@@ -1,5 +1,6 @@
 """Stopping rules see the trials in the order of their numbers, whatever happens to have arrived."""
 
+import math
 import threading
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ SCORES = [3.0, 1.0, 4.0, 1.5, 9.0, 2.6, 5.0, 3.5]
 
 def ledger_of(folder: Path, rule: Literal["asha", "median"], scores: list[float], **options: Any) -> Ledger:
     """Return a sweep whose trials have all got as far as update 10."""
-    space = {"guidance.weight": Choices(tuple(float(number) for number in range(9)))}
+    space = {"guidance.weight": Choices(tuple(float(number) for number in range(12)))}
     sweep = Sweep("some", Experiment(name="some"), space, stopping=rule, score_every=10, **options)
     ledger = Ledger(folder, sweep)
     for score in scores:
@@ -44,6 +45,20 @@ def test_median_stops_what_is_below_the_median_of_at_least_three(tmp_path: Path)
     for number, score in enumerate(SCORES):
         expected = number >= 3 and score < np.median(SCORES[:number])
         assert stops(ledger, number, 10, 100) == expected, number
+
+
+@pytest.mark.parametrize("rule", ["asha", "median"])
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_not_finite_is_stopped_and_moves_no_other(
+    tmp_path: Path, rule: Literal["asha", "median"], score: float
+) -> None:
+    without = ledger_of(tmp_path / "without", rule, SCORES)
+    scores = [score, *SCORES[:3], score, *SCORES[3:]]
+    ledger = ledger_of(tmp_path / "with", rule, scores)
+    found = [stops(ledger, number, 10, 100) for number in range(len(scores))]
+    assert found[0]
+    assert found[4]
+    assert found[1:4] + found[5:] == [stops(without, number, 10, 100) for number in range(len(SCORES))]
 
 
 def test_a_trial_waits_for_earlier_ones_until_they_have_got_as_far_or_ended(

@@ -1,6 +1,7 @@
 """The sweep job as a user runs it: killed, continued, its best configuration confirmed on test tasks."""
 
 import json
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -42,6 +43,8 @@ def test_a_killed_sweep_goes_on_and_its_best_is_confirmed(tiny_run: Path, tmp_pa
     process = start_sweep(tmp_path, tiny_run, "--confirm")
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
+    assert f"sweep quickstart-guidance: grid of 24 points, the first {TRIALS} of them" in output
+    assert re.search(r"[1-3] trials? ha(s|ve) ended before", output), output
     assert {path: path.read_text() for path in ended} == before
     rows = json.loads((folder / "results.json").read_text())
     assert [row["trial"] for row in rows] == [f"trial-{number:04d}" for number in range(TRIALS)]

@@ -1,5 +1,7 @@
 """Proposals depend on the seed and on the trials that they may know, not on what else has happened."""
 
+import dataclasses
+import math
 import sys
 
 import pytest
@@ -60,6 +62,22 @@ def test_a_stopped_trial_is_told_with_the_score_it_reached() -> None:
     known = search(Proposer(SPACE, "tpe", 0, population=4), 8)
     stopped = [Known(t.point, t.scores, 100 if number % 2 else None, t.notes) for number, t in enumerate(known)]
     assert Proposer(SPACE, "tpe", 0, population=4).propose(stopped) is not None
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["tpe", "nsga2"])
+def test_a_score_that_is_not_finite_counts_as_a_failed_trial(name: Search, score: float) -> None:
+    directions = ("maximize", "minimize") if name == "nsga2" else ("maximize",)
+    proposer = Proposer(SPACE, name, 0, directions, 4)
+    known = search(proposer, 8)
+    broken = [
+        dataclasses.replace(trial, scores=(score, *trial.scores[1:]) if number % 2 else trial.scores)
+        for number, trial in enumerate(known)
+        if trial.scores
+    ]
+    proposal = proposer.propose(broken)
+    assert proposal is not None
+    assert holds(SPACE, proposal.point)
 
 
 def test_an_extended_grid_proposes_what_is_new_and_ends() -> None:

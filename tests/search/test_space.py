@@ -11,10 +11,10 @@ from promptdiffuser.search.space import (
     Range,
     Space,
     apply,
+    change_space,
     check_space,
     draw,
     grid,
-    parse_field,
 )
 
 BASE = Experiment(name="some")
@@ -70,14 +70,33 @@ def test_domains_hold_what_they_draw() -> None:
     assert all(domain.holds(point[field]) for point in points for field, domain in space.items())
 
 
-def test_a_command_line_gives_domains() -> None:
-    assert parse_field("guidance.weight=0,1.5,10") == ("guidance.weight", Choices((0, 1.5, 10)))
-    assert parse_field("diffusion.schedule=vp,cosine") == ("diffusion.schedule", Choices(("vp", "cosine")))
-    assert parse_field("diffusion.steps=3..12") == ("diffusion.steps", Range(3, 12))
-    assert parse_field("guidance.weight=log:0.1..20") == ("guidance.weight", Range(0.1, 20, log=True))
-    for wrong in ("guidance.weight", "guidance.weight=", "guidance.weight=5..1", "guidance.weight=log:0..1", "a=b..c"):
-        with pytest.raises(UserError, match="is no field of a space"):
-            parse_field(wrong)
+def test_a_command_line_adds_changes_and_drops_fields() -> None:
+    space: Space = {"guidance.weight": Choices((1, 2)), "diffusion.schedule": Choices(("vp",))}
+    for text, domain in {
+        "guidance.weight=0,1.5,10": Choices((0, 1.5, 10)),
+        "diffusion.schedule=vp,cosine": Choices(("vp", "cosine")),
+        "diffusion.steps=3..12": Range(3, 12),
+        "guidance.weight=log:0.1..20": Range(0.1, 20, log=True),
+    }.items():
+        field = text.partition("=")[0]
+        assert change_space(space, [text]) == space | {field: domain}
+        assert f"{field}={domain}" == text
+    assert change_space(space, ["guidance.weight="]) == {"diffusion.schedule": Choices(("vp",))}
+    assert change_space(space, ["guidance.weight=", "guidance.weight=5..9"])["guidance.weight"] == Range(5, 9)
+    assert change_space(space, []) == space
+
+
+@pytest.mark.parametrize(
+    "wrong", ["guidance.weight", "=1", "guidance.weight=5..1", "guidance.weight=log:0..1", "a=b..c"]
+)
+def test_a_change_that_cannot_be_read_is_refused(wrong: str) -> None:
+    with pytest.raises(UserError, match="is no field of a space"):
+        change_space({"guidance.weight": Choices((1, 2))}, [wrong])
+
+
+def test_a_field_that_is_not_there_cannot_be_dropped() -> None:
+    with pytest.raises(UserError, match=r"diffusion\.steps=.*guidance\.weight"):
+        change_space({"guidance.weight": Choices((1, 2))}, ["diffusion.steps="])
 
 
 def test_a_grid_is_every_combination_and_has_no_ranges() -> None:

@@ -18,7 +18,7 @@ from promptdiffuser.distributed.rollouts import RolloutPool
 from promptdiffuser.distributed.trials import SweepPlan, Trial
 from promptdiffuser.learning.checkpoint import newest_valid_checkpoint
 from promptdiffuser.learning.engine import NonFiniteGradientError
-from promptdiffuser.search.ledger import trial_name
+from promptdiffuser.search.ledger import trial_name, trial_number
 from promptdiffuser.search.space import Choices, Domain, Space
 from promptdiffuser.seeding import seed_at
 
@@ -87,7 +87,7 @@ def _mutation(domain: Domain) -> Any:
 
 def _run_member(config: dict[str, Any], plan: SweepPlan, pool: RolloutPool) -> None:
     torch.set_num_threads(1)
-    number = int(ray.tune.get_context().get_trial_name().removeprefix("trial-"))
+    number = trial_number(ray.tune.get_context().get_trial_name())
     point = {name: value for name, value in config["member"].items() if name != "number"}
     trial = plan.trial(number, point)
     if (handed_over := ray.tune.get_checkpoint()) is not None:

@@ -12,7 +12,7 @@ from typing import Any
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialScheduler
 
-from promptdiffuser.search.ledger import Ledger, trial_name
+from promptdiffuser.search.ledger import Ledger, Row, trial_name
 from promptdiffuser.search.sweep import Sweep
 
 POLL_SECONDS = 0.2
@@ -20,9 +20,14 @@ SCORE, STEP = "score", "step"
 
 
 def stops(ledger: Ledger, number: int, step: int, steps: int) -> bool:
-    """Wait for the trials before this one, then tell whether it is stopped after `step` of its `steps` updates."""
+    """Wait for the trials before this one, then tell whether it is stopped after `step` of its `steps` updates.
+
+    A trial whose score is not a finite number is stopped, and the rule compares no other with it.
+    """
     if ledger.sweep.stopping not in ("asha", "median"):
         return False
+    if not _has_finite_score(ledger, ledger.scores(number)[step]):
+        return True
     for earlier in range(number):
         while not (ledger.has_ended(earlier) or step in ledger.scores(earlier)):
             time.sleep(POLL_SECONDS)
@@ -31,9 +36,13 @@ def stops(ledger: Ledger, number: int, step: int, steps: int) -> bool:
         trial = TuneTrial(trial_name(told), trial_id=trial_name(told), stub=True)
         rule.on_trial_add(None, trial)
         for reached, score in sorted(ledger.scores(told).items()):
-            if reached <= step:
+            if reached <= step and _has_finite_score(ledger, score):
                 decision = rule.on_trial_result(None, trial, {STEP: reached, SCORE: score[ledger.sweep.objective]})
     return bool(decision == TrialScheduler.STOP)
+
+
+def _has_finite_score(ledger: Ledger, score: Row) -> bool:
+    return math.isfinite(score[ledger.sweep.objective])
 
 
 def _rule(sweep: Sweep, steps: int) -> Any:

@@ -109,12 +109,13 @@ class _Numbers(Searcher):
 
     def __init__(self, ledger: Ledger) -> None:
         super().__init__()
-        self._ledger, self._left = ledger, ledger.left()
+        ledger.forget_failures()
+        self._ledger, self._unended = ledger, ledger.unended()
 
     def suggest(self, trial_id: str) -> Any:
         """Return a trial's number, None to be asked again, or that there is no further one."""
-        if self._left:
-            number: int | None = self._left.pop(0)
+        if self._unended:
+            number: int | None = self._unended.pop(0)
         elif not self._ledger.can_propose():
             return None
         else:

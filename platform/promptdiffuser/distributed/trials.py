@@ -5,7 +5,6 @@ on Ray Train workers inside the trial. A training that pauses at a milestone con
 """
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from promptdiffuser.distributed.training import TrainJob, train_alone, train_on_
 from promptdiffuser.distributed.validation import Validation
 from promptdiffuser.experiment import Experiment
 from promptdiffuser.learning.engine import NonFiniteGradientError
+from promptdiffuser.learning.model_folders import count_parameters
 from promptdiffuser.learning.trainings import DiffuserTraining
 from promptdiffuser.methods import get_method
 from promptdiffuser.methods.backbones import backbone_config
@@ -103,6 +103,11 @@ class Trial:
         return self.folder / "diffuser" / "model" if self.diffuser else self.backbone_folder
 
     @property
+    def _trained_models(self) -> list[Path]:
+        models = [self.backbone_folder] if self.plan.ledger.sweep.trains_backbone else []
+        return [*models, self.model] if self.diffuser else models
+
+    @property
     def steps(self) -> int:
         """Updates of the training that is scored; 0 if the trial only adapts."""
         if self.diffuser:
@@ -141,7 +146,7 @@ class Trial:
         return score_metrics("validation", score) | {
             "time/seconds": time.perf_counter() - started,
             "cost/environment_steps": self._steps_of_a_score(),
-            "cost/trained_parameters": json.loads((self.model / "model.json").read_text()).get("parameters", 0),
+            "cost/trained_parameters": sum(map(count_parameters, self._trained_models)),
         }
 
     def log(self, scores: Mapping[int, Row]) -> None:

@@ -4,6 +4,7 @@ A backbone folder holds the normaliser beside the weights, a diffuser folder its
 `device` is where the loaded tensors live.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from promptdiffuser.data.normaliser import Normaliser
@@ -91,6 +93,12 @@ def load_diffuser(folder: Path, family: TaskFamily, device: torch.device) -> Dif
     )
     diffuser.denoiser.load_state_dict(checkpoint.tensors["weights"])
     return diffuser
+
+
+def count_parameters(folder: Path) -> int:
+    """Return how many numbers the weights of a saved backbone or diffuser are."""
+    with safe_open(folder / "weights.safetensors", framework="pt") as weights:
+        return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
 
 
 def diffuser_document(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from promptdiffuser.learning.checkpoint import write_json
+from promptdiffuser.learning.selection import select_best
 from promptdiffuser.search.proposals import Known, Proposal
 from promptdiffuser.search.space import Point, value_of
 from promptdiffuser.search.sweep import Sweep
@@ -24,6 +25,11 @@ Row = dict[str, Any]
 def trial_name(number: int) -> str:
     """Return the name of a trial, and of its folder."""
     return f"trial-{number:04d}"
+
+
+def trial_number(name: str) -> int:
+    """Return the number in a trial's name."""
+    return int(name.removeprefix("trial-"))
 
 
 @dataclass(frozen=True)
@@ -44,23 +50,33 @@ class Ledger:
             number += 1
         return number
 
-    def left(self) -> list[int]:
-        """Return the trials to run first: those that have not ended or failed before; a new one if there are none."""
+    def unended(self) -> list[int]:
+        """Return the proposed trials without a result, those that failed among them."""
+        return [number for number in range(len(self)) if self.result(number) is None]
+
+    def is_finished(self) -> bool:
+        """Tell whether every proposed trial has a result and there is no further one to propose."""
+        return not self.unended() and self.next_proposal() is None
+
+    def forget_failures(self) -> None:
+        """Let the trials that failed before run again."""
         for number in self.failures():
             (self.trial_folder(number) / "failed.json").unlink()
-        left = [number for number in range(len(self)) if not self.has_ended(number)]
-        if not left and (new := self.propose()) is not None:
-            return [new]
-        return left
 
-    def propose(self) -> int | None:
-        """Write down the next trial; None if the space or the budget is exhausted."""
+    def next_proposal(self) -> Proposal | None:
+        """Return the next trial's point; None if the space or the budget is exhausted."""
         number, sweep = len(self), self.sweep
         if (sweep.trials and number >= sweep.trials) or self._spent():
             return None
-        known = [self._known(earlier, earlier + sweep.ahead <= number) for earlier in range(number)]
-        if (proposal := sweep.proposer().propose(known)) is None:
+        return sweep.proposer().propose(
+            [self._known(earlier, earlier + sweep.ahead <= number) for earlier in range(number)]
+        )
+
+    def propose(self) -> int | None:
+        """Write down the next trial and return its number; None if there is none."""
+        if (proposal := self.next_proposal()) is None:
             return None
+        number = len(self)
         self._write_proposal(number, proposal)
         return number
 
@@ -71,9 +87,16 @@ class Ledger:
         return all(self.has_ended(number) for number in range(len(self) + 1 - self.sweep.ahead))
 
     def point(self, number: int) -> Point:
-        """Return a trial's point; fields that the space has gained since are the base experiment's."""
+        """Return a trial's point in the space as it is now.
+
+        A field that the space has gained since has the base experiment's value. A field that was dropped is there only
+        where the trial has another value than the base experiment.
+        """
         point: Point = self._read(number, "proposal.json")["point"]
-        return {field: value_of(self.sweep.experiment, field) for field in self.sweep.space} | point
+        base = {field: value_of(self.sweep.experiment, field) for field in (*self.sweep.space, *point)}
+        return {
+            field: value for field, value in (base | point).items() if field in self.sweep.space or value != base[field]
+        }
 
     def scores(self, number: int) -> dict[int, Row]:
         """Return updates -> score of a trial."""
@@ -110,15 +133,16 @@ class Ledger:
         return [row for number in range(len(self)) if (row := self.result(number)) is not None]
 
     def best(self) -> Row | None:
-        """Return the row of the best trial that was trained to its end, the first of equals; None if none was."""
-        rows = [row for row in self.rows() if row["state"] == "finished" and row[self.sweep.objective] is not None]
-        return max(rows, key=lambda row: row[self.sweep.objective], default=None)
+        """Return the row of the best trial that was trained to its end and has a finite score, the first of equals."""
+        finished = {row["trial"]: row for row in self.rows() if row["state"] == "finished"}
+        best = select_best({trial: row[self.sweep.objective] for trial, row in finished.items()}, "max")
+        return None if best is None else finished[best]
 
     def _known(self, number: int, seen: bool) -> Known:
         proposal, row = self._read(number, "proposal.json"), self.result(number)
         scores = None
         if seen and row is not None:
-            scores = tuple(-math.inf if row[name] is None else float(row[name]) for name in self.sweep.objectives)
+            scores = tuple(math.nan if row[name] is None else float(row[name]) for name in self.sweep.objectives)
         stopped_at = row["cost/gradient_steps"] if row is not None and row["state"] == "stopped" else None
         return Known(self.point(number), scores, stopped_at, proposal["notes"])
 

@@ -4,6 +4,7 @@ Nothing is consumed from a shared stream and nothing depends on which trial happ
 killed proposes the same points when it goes on, on a cluster of another size too.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -24,7 +25,7 @@ class Known:
 
     point: Point
     scores: tuple[float, ...] | None
-    """Its objectives; None if it has not ended, or is too recent to be looked at."""
+    """Its objectives, not finite if it has no score; None if it has not ended, or is too recent to be looked at."""
     stopped_at: int | None = None
     """Updates after which it was stopped early."""
     notes: dict[str, Any] | None = None
@@ -110,7 +111,7 @@ def _distribution(optuna: ModuleType, domain: Choices | Range) -> Any:
 
 
 def _told(optuna: ModuleType, trial: Known, distributions: dict[str, Any]) -> Any:
-    """Return a trial as the study takes it: running, stopped at an intermediate score, or complete."""
+    """Return a trial as the study takes it: running, failed, stopped at an intermediate score, or complete."""
     told: dict[str, Any] = {
         "params": {field: trial.point[field] for field in distributions},
         "distributions": distributions,
@@ -119,6 +120,8 @@ def _told(optuna: ModuleType, trial: Known, distributions: dict[str, Any]) -> An
     states = optuna.trial.TrialState
     if trial.scores is None:
         return optuna.trial.create_trial(state=states.RUNNING, **told)
+    if not all(map(math.isfinite, trial.scores)):
+        return optuna.trial.create_trial(state=states.FAIL, **told)
     if trial.stopped_at is not None:
         return optuna.trial.create_trial(
             state=states.PRUNED, intermediate_values={trial.stopped_at: trial.scores[0]}, **told

@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,10 @@ class Choices:
         """Tell whether a value is one of them."""
         return value in self.values
 
+    def __str__(self) -> str:
+        """Return the values as a command line gives them."""
+        return ",".join(map(_text_of, self.values))
+
     def nearest(self, value: Value) -> Value:
         """Return a value as it is, or the first one for a stranger."""
         return value if self.holds(value) else self.values[0]
@@ -93,6 +97,10 @@ class Range:
         """Tell whether a value lies in the range."""
         return isinstance(value, int | float) and self.low <= value <= self.high
 
+    def __str__(self) -> str:
+        """Return the range as a command line gives it."""
+        return f"{'log:' if self.log else ''}{_text_of(self.low)}..{_text_of(self.high)}"
+
     def nearest(self, value: Value) -> Value:
         """Return the number of the range that is nearest to another."""
         bounded = min(max(float(value), self.low), self.high)
@@ -103,16 +111,38 @@ Domain = Choices | Range
 Space = dict[str, Domain]
 
 
-def parse_field(text: str) -> tuple[str, Domain]:
-    """Read `FIELD=a,b,c` (choices), `FIELD=low..high` or `FIELD=log:low..high` as a command line gives it."""
-    field, equals, domain = text.partition("=")
-    if not (field and equals and domain):
-        raise UserError(f"{text!r} is no field of a space; write FIELD=a,b,c or FIELD=low..high or FIELD=log:low..high")
+def change_space(space: Space, changes: Sequence[str]) -> Space:
+    """Return a space with fields changed as a command line says.
+
+    Args:
+        space: The space.
+        changes: `FIELD=a,b,c` (choices), `FIELD=low..high` or `FIELD=log:low..high` add a field or replace its domain;
+            `FIELD=` drops a field.
+
+    Raises:
+        UserError: A change cannot be read, or drops a field that the space has not.
+    """
+    changed = dict(space)
+    for text in changes:
+        field, equals, domain = text.partition("=")
+        if not (field and equals):
+            raise UserError(
+                f"{text!r} is no field of a space; write FIELD=a,b,c or FIELD=low..high or FIELD=log:low..high, "
+                "or FIELD= to drop a field"
+            )
+        if domain:
+            changed[field] = _parse_domain(text, domain)
+        elif changed.pop(field, None) is None:
+            raise UserError(f"{text!r} drops a field that the space has not; its fields are {', '.join(changed)}")
+    return changed
+
+
+def _parse_domain(text: str, domain: str) -> Domain:
     try:
         if ".." in domain:
             low, high = (_read(end) for end in domain.removeprefix("log:").split("..", 1))
-            return field, Range(low, high, log=domain.startswith("log:"))
-        return field, Choices(tuple(_read(value) for value in domain.split(",")))
+            return Range(low, high, log=domain.startswith("log:"))
+        return Choices(tuple(_read(value) for value in domain.split(",")))
     except (TypeError, ValueError) as error:
         raise UserError(f"{text!r} is no field of a space: {error}") from error
 
@@ -183,11 +213,20 @@ def draw(space: Space, generator: np.random.Generator) -> Point:
 
 
 def holds(space: Space, point: Mapping[str, Value]) -> bool:
-    """Tell whether a point lies in the space."""
-    return all(domain.holds(point[field]) for field, domain in space.items())
+    """Tell whether a point has the fields of the space, with values that it holds."""
+    return point.keys() == space.keys() and all(domain.holds(point[field]) for field, domain in space.items())
 
 
 def describe(point: Mapping[str, Value]) -> str:
     """Name a point: `guidance.weight=5 diffusion.schedule=vp`."""
-    texts = {field: f"{value:g}" if isinstance(value, float) else str(value) for field, value in point.items()}
-    return " ".join(f"{field}={text}" for field, text in texts.items())
+    return " ".join(f"{field}={_text_of(value)}" for field, value in point.items())
+
+
+def describe_space(space: Space) -> list[str]:
+    """Return a line for each field: its name and its domain as a command line gives it."""
+    width = max(map(len, space))
+    return [f"  {field:<{width}}  {domain}" for field, domain in space.items()]
+
+
+def _text_of(value: Value) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

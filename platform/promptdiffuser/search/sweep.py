@@ -12,7 +12,7 @@ from promptdiffuser.methods import get_method
 from promptdiffuser.methods.adaptation import Method
 from promptdiffuser.methods.diffusers import DIFFUSERS
 from promptdiffuser.search.proposals import Proposer, Search
-from promptdiffuser.search.space import SWEPT, Space, check_space, grid
+from promptdiffuser.search.space import SWEPT, Space, check_space, describe_space, grid, value_of
 
 OBJECTIVES = ("validation/return", "validation/return_low", "validation/normalised")
 COSTS = ("cost/gradient_steps", "cost/trained_parameters", "time/seconds")
@@ -111,9 +111,35 @@ class Sweep:
                 "diffuser.denoising_steps must stay 0 and out of the space: trials do not make the training that it "
                 "asks for; diffuser.guidance_start lets the denoising loss train alone at first"
             )
+        self._check_cost(method)
+        self._check_snapshots(method)
         self._check_effect(method)
         self._check_stopping(method)
         self.proposer()
+
+    def _check_cost(self, method: Method) -> None:
+        """Check that trials can differ in the cost that nsga2 compares."""
+        trains = method.diffuser is not None or self.trains_backbone
+        if self.search == "nsga2" and not trains and self.cost in ("cost/gradient_steps", "cost/trained_parameters"):
+            raise UserError(
+                f"cost {self.cost} is 0 in every trial, as method {self.method} in this space trains neither "
+                "a diffuser nor a backbone; set cost time/seconds"
+            )
+
+    def _check_snapshots(self, method: Method) -> None:
+        """Check that the trainings of a trial take no snapshots, which nothing would score."""
+        trainings = {
+            "diffuser.multi_task": method.diffuser is not None,
+            "pretraining.optimisation": self.trains_backbone,
+        }
+        for training, is_made in trainings.items():
+            for name, without in (("use", "last"), ("snapshot_every", 0)):
+                field = f"{training}.{name}"
+                if is_made and (field in self.space or value_of(self.experiment, field) != without):
+                    raise UserError(
+                        f"{field} must be {without} and out of the space: trials are scored as a whole, not by "
+                        "snapshots of their trainings"
+                    )
 
     def _check_effect(self, method: Method) -> None:
         """Refuse fields that decide nothing for the method."""
@@ -155,6 +181,27 @@ class Sweep:
             )
         if self.search != "random" or self.trials != self.population:
             raise UserError("stopping population needs search random, and trials as many as the population")
+
+    @property
+    def most_trials(self) -> int | None:
+        """Most trials that the sweep can have; None if only what they cost ends it."""
+        bounds = [self.trials] if self.trials else []
+        if self.search == "grid":
+            bounds.append(math.prod(len(domain.extremes) for domain in self.space.values()))
+        return min(bounds, default=None)
+
+    def describe(self) -> str:
+        """Say what the sweep searches, how many trials it has and what ends it, in a few lines."""
+        bounds = [f"{self.trial_hours:g} hours of trials"] if self.trial_hours else []
+        bounds += [f"{self.environment_steps} environment steps"] if self.environment_steps else []
+        most = self.most_trials
+        if self.search == "grid":
+            points = math.prod(len(domain.extremes) for domain in self.space.values())
+            size = f"grid of {points} points" + ("" if most == points else f", the first {most} of them")
+        else:
+            size = f"search {self.search}" + ("" if most is None else f", {most} trials")
+        until = f", until {' or '.join(bounds)} are spent" if bounds else ""
+        return "\n".join([f"sweep {self.name}: {size}{until}", *describe_space(self.space)])
 
     @property
     def trains_backbone(self) -> bool:
