@@ -68,6 +68,31 @@ def test_layouts_and_number_types_are_kept(protocol: int, tmp_path: Path) -> Non
     np.testing.assert_array_equal(episodes.rewards[0], steps["rewards"][:, 0].astype(np.float32))
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_every_order_of_axes_is_kept(protocol: int, order: tuple[int, ...], tmp_path: Path) -> None:
+    steps = draw_steps(200)
+    whole = np.stack([steps["observations"].T, -steps["observations"].T])
+    steps["observations"] = np.ascontiguousarray(whole.transpose(order)).transpose(np.argsort(order))[0].T
+    steps["frames"] = np.ascontiguousarray(whole.transpose(order)).transpose(np.argsort(order))
+    path = write(tmp_path, pickle.dumps([steps], protocol=protocol))
+    with path.open("rb") as file:
+        (item,) = prompt_dt._ArrayUnpickler(file).load()
+    np.testing.assert_array_equal(item["frames"].array, whole)
+    assert item["frames"].shape == whole.shape
+    episodes = read_prompt_dt_pickle(path, FAMILY, 7)
+    np.testing.assert_array_equal(episodes.observations[0], steps["observations"].astype(np.float32))
+
+
+@pytest.mark.parametrize("is_writable", [True, False])
+def test_numbers_that_lie_outside_of_the_file_are_refused_by_name(is_writable: bool, tmp_path: Path) -> None:
+    steps = draw_steps(200)
+    for array in steps.values():
+        array.flags.writeable = is_writable
+    content = pickle.dumps([steps], protocol=5, buffer_callback=[].append)
+    assert "buffer_callback" in refusal(tmp_path, content)
+
+
 def test_actions_are_clipped_as_environments_clip_them(tmp_path: Path) -> None:
     steps = draw_steps(200)
     steps["actions"][3] = 7.5
@@ -166,6 +191,81 @@ def test_pickles_made_by_hand_are_refused(name: str, tmp_path: Path, monkeypatch
     assert not Path("proof").exists()
 
 
+TOWER = b")" + b"2\x86" * 50
+"""A tuple that holds twice what holds twice what ...: 2**50 empty tuples for whoever hashes, compares or prints it."""
+DTYPE = b"cnumpy\ndtype\n"
+FLOATS = DTYPE + b"(X\x02\x00\x00\x00f8tR"
+FROM_BUFFER = b"cnumpy._core.numeric\n_frombuffer\n"
+COSTLY = {
+    "key": b"}" + TOWER + b"K\x01s.",
+    "key among several": b"}(" + TOWER + b"K\x01u.",
+    "key of the old protocol": b"(" + TOWER + b"K\x01d.",
+    "keys that are equal": b"}" + TOWER + b"K\x01s" + TOWER + b"K\x01s.",
+    "element of a set": b"\x8f(" + TOWER + b"\x90.",
+    "element of a frozen set": b"(" + TOWER + b"\x91.",
+    "set as a key": b"}(" + TOWER + b"\x91K\x01s.",
+    "type": DTYPE + b"(" + TOWER + b"tR.",
+    "subtype": FLOATS + b"(K\x03X\x01\x00\x00\x00<" + TOWER + b"NNtb.",
+    "byte order": FLOATS + b"(K\x03" + TOWER + b"NNNtb.",
+    "encoding": b"c_codecs\nencode\n(X\x01\x00\x00\x00a" + TOWER + b"tR.",
+    "shape": FROM_BUFFER + b"(C\x00" + FLOATS + TOWER + b"X\x01\x00\x00\x00CtR.",
+    "order": FROM_BUFFER + b"(C\x00" + FLOATS + b"K\x00\x85" + TOWER + b"tR.",
+    "axes": FROM_BUFFER + b"(C\x00" + FLOATS + b"K\x00\x85X\x01\x00\x00\x00K" + TOWER + b"tR.",
+    "state of a name": DTYPE + TOWER + b"b.",
+    "state of a dict": b"}" + TOWER + b"b.",
+    "name": TOWER + TOWER + b"\x93.",
+    "number of a memo": b"\x80\x04]r\xff\xff\xff\x7f.",
+    "bytes of an array that are not there": b"\x80\x05\x96\x00\x00\x00\x00\x10\x00\x00\x00.",
+    "arguments": FROM_BUFFER + b"(" + b"K\x00" * 100_000 + b"tR.",
+    "operations": b"N0" * 3_000_000,
+    "depth": b"(" * 1_000_000,
+    "document": TOWER + b".",
+}
+
+
+READ_ALL = """
+import resource, sys, time
+from pathlib import Path
+from promptdiffuser.data.interchange.prompt_dt import read_prompt_dt_pickle
+from promptdiffuser.errors import UserError
+from promptdiffuser.tasks import FAMILIES
+
+for path in map(Path, sys.argv[1:]):
+    memory, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    try:
+        read_prompt_dt_pickle(path, FAMILIES["cheetah-vel"], 7)
+    except UserError as error:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
+        print(path.name, time.process_time() - started, memory, len(str(error)), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def costs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
+    """Return (seconds, KiB, length of the message) of every file that is refused, all read in one process."""
+    folder = tmp_path_factory.mktemp("costly")
+    paths = [folder / name.replace(" ", "-") for name in COSTLY]
+    for path, content in zip(paths, COSTLY.values(), strict=True):
+        path.write_bytes(content)
+    try:
+        output = subprocess.run(
+            [sys.executable, "-c", READ_ALL, *map(str, paths)], capture_output=True, timeout=120, check=True
+        ).stdout
+    except subprocess.TimeoutExpired as error:
+        output = error.stdout or b""
+    rows = [line.split() for line in output.decode().splitlines()]
+    return {name: [float(number) for number in numbers] for name, *numbers in rows}
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_small_file_costs_little_time_and_memory(name: str, costs: dict[str, list[float]]) -> None:
+    seconds, kilobytes, length = costs[name.replace(" ", "-")]
+    size = len(COSTLY[name])
+    assert seconds < 1 + size * 1e-6
+    assert kilobytes < 50_000 + size / 10
+    assert length < 400
+
+
 def test_stand_ins_cannot_be_changed_for_the_next_file(tmp_path: Path) -> None:
     refusal(tmp_path, BY_HAND["attributes of a function"])
     assert prompt_dt._scalar.__defaults__ is None
@@ -227,6 +327,14 @@ def test_task_must_be_the_familys(tmp_path: Path) -> None:
 def test_small_file_cannot_ask_for_much_memory(tmp_path: Path) -> None:
     steps = draw_steps(1)
     assert "at most 20000" in refusal(tmp_path, pickle.dumps([steps] * 100_000))
+
+
+@pytest.mark.parametrize("key", ["observations", "actions", "rewards"])
+def test_episodes_that_repeat_an_array_are_refused(key: str, tmp_path: Path) -> None:
+    shared = draw_steps(200)
+    content = pickle.dumps([draw_steps(1) | shared for _ in range(1_000)])
+    assert len(content) < 1_000_000
+    assert "more numbers than the file" in refusal(tmp_path, content)
 
 
 def test_large_and_missing_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
