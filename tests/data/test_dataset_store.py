@@ -306,6 +306,37 @@ def test_damaged_dataset_is_refused_by_name_with_a_remedy(folder: Path, damage: 
     assert re.search(REMEDIES, str(refusal.value)), "the message must say what to do"
 
 
+STRANGE_NAMES = [
+    "../foreign.parquet",
+    "{outside}",
+    "file://{outside}",
+    "s3://bucket/foreign.parquet",
+    "task=7/../../foreign.parquet",
+    "task=7/quality=expert/../../../foreign.parquet",
+    "./" + PART,
+    PART.replace("/", "//", 1),
+    PART + "\n",
+    "task=7\\quality=expert\\part-00000.parquet",
+    "manifest.json",
+    "",
+    part_path(26, "expert", 0),
+    part_path(7, "random", 0),
+]
+"""Names in a manifest that are no file of task 7 and quality expert inside the dataset."""
+
+
+@pytest.mark.parametrize("name", STRANGE_NAMES)
+def test_manifest_names_files_of_its_own_folder_only(folder: Path, name: str) -> None:
+    outside = folder.parent / "foreign.parquet"
+    outside.write_bytes((folder / PART).read_bytes())  # what it names is there, unchanged
+    name, manifest = name.format(outside=outside), Manifest.read(Storage.at(folder))
+    others = {other: record for other, record in manifest.files.items() if other not in (PART, name)}
+    edit_manifest(folder, files=others | {name: manifest.files[PART]})
+    with pytest.raises(UserError, match=re.escape(f"manifest.json names {name!r} as a file of task 7")) as refusal:
+        open_dataset(folder)
+    assert "\n" not in str(refusal.value)
+
+
 Columns = dict[str, pa.Array]
 
 

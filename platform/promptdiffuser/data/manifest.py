@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -14,6 +15,8 @@ SCHEMA_VERSION = 2
 FILE_NAME = "manifest.json"
 # Physics differs between MuJoCo versions (HalfCheetah-v5, 200 equal steps: -85.5 in 3.3.0, -75.2 in 3.17.0).
 PHYSICS_PACKAGE = "mujoco"
+PART_NAME = re.compile(r"task=(?P<task>\d+)/quality=(?P<quality>[a-z]+)/part-\d{5,}\.parquet", re.ASCII)
+"""A file's path, relative to the dataset folder and inside it."""
 RECORDED_PACKAGES = ("mujoco", "gymnasium", "metaworld", "numpy", "pyarrow", "promptdiffuser")
 
 
@@ -80,7 +83,11 @@ class Manifest:
 
     @staticmethod
     def read(storage: Storage) -> "Manifest":
-        """Read the manifest of a dataset folder; raises `UserError` if it is missing or not readable as one."""
+        """Read the manifest of a dataset folder.
+
+        Raises:
+            UserError: It is missing, is not a manifest, was edited, or names a file that cannot be the dataset's.
+        """
         path = f"{storage.location}/{FILE_NAME}"
         if not storage.has(FILE_NAME):
             raise UserError(
@@ -105,6 +112,14 @@ class Manifest:
             manifest = Manifest(**document)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is not a valid dataset manifest ({error}); collect the dataset again") from error
+        for name, record in manifest.files.items():
+            found = PART_NAME.fullmatch(name)
+            if not found or (found["task"], found["quality"]) != (str(record.task), record.quality):
+                raise UserError(
+                    f"{path} names {name[:200]!r} as a file of task {record.task!r:.40} and quality "
+                    f"{record.quality!r:.40}; such files are task=TASK/quality=QUALITY/part-NUMBER.parquet inside the "
+                    "dataset's folder; collect the dataset again"
+                )
         if recorded_digest != manifest.digest:
             raise UserError(f"{path} was edited: its digest does not match its content; collect it again")
         return manifest
