@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -83,6 +84,36 @@ def test_more_than_ten_files_are_read_in_the_order_of_their_episodes(tmp_path: P
     writer = DatasetWriter(tmp_path, FAMILY, "a test")
     writer.add("medium", episodes)
     assert_equal(writer.commit().read([7], "medium"), episodes)
+
+
+@pytest.mark.usefixtures("two_a_file")
+@pytest.mark.parametrize("times", [1, 2])
+def test_episodes_with_equal_seeds_get_different_ones_in_every_order_of_adding(
+    folder: Path, caplog: pytest.LogCaptureFixture, times: int
+) -> None:
+    before = open_dataset(folder).read([7]).seeds.tolist()
+    added = more([7, 7, 7, 0, 7])
+    added.seeds[:] = [11, before[0], 11, 11, 12]
+    assert append(folder, "the second", added).read([0]).seeds.tolist()[-1] == 11, "another task may have it"
+    if times == 2:
+        append(folder, "the third", added)
+    seeds = open_dataset(folder).read([7]).seeds.tolist()
+    assert len(set(seeds)) == len(seeds) == 3 + 4 * times
+    assert seeds[:4] == [*before, 11]
+    assert seeds[6] == 12
+    (warning, *_) = caplog.messages
+    assert warning.startswith(f"{folder}: 2 of 4 expert episodes of task 7 have the seed of an earlier one")
+    assert len(caplog.messages) == (1 if times == 1 else 3)
+
+
+def test_equal_seeds_in_a_dataset_are_said_when_it_is_opened(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    open_dataset(folder)
+    assert not caplog.messages
+    episodes = open_dataset(folder).read([7])
+    plant(folder, part_path(7, "expert", 0), encode(columns_of(replace(episodes, seeds=episodes.seeds * 0))))
+    open_dataset(folder)
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{folder}: 2 of 3 expert episodes of task 7 have the seed of another")
 
 
 def test_appending_adds_files_and_touches_none(folder: Path) -> None:

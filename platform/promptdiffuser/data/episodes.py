@@ -17,7 +17,8 @@ class Episodes:
     tasks: NDArray[np.int64]
     """(N,) task id."""
     seeds: NDArray[np.int64]
-    """(N,) seed that the simulator was reset with."""
+    """(N,) seed that the simulator was reset with, or one in its place. It addresses what is drawn from an episode, so
+    episodes of a task and quality have different ones."""
     lengths: NDArray[np.int64]
     """(N,) steps until the episode ended."""
     successes: NDArray[np.bool_]

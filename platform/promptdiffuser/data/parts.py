@@ -95,6 +95,13 @@ def read_part(storage: Storage, name: str, task: int) -> Episodes:
         return _as_episodes(pq.ParquetFile(file).read(), task)
 
 
+def read_seeds(storage: Storage, name: str) -> NDArray[np.int64]:
+    """Read the seeds of one file."""
+    with storage.open(name) as file:
+        seeds: NDArray[np.int64] = pq.ParquetFile(file).read(["seed"])["seed"].to_numpy()
+    return seeds
+
+
 def describe_part(storage: Storage, name: str, task: int, quality: str, episodes: Episodes) -> FileRecord:
     """Return the record of a file that holds these episodes."""
     returns = episodes.returns
@@ -111,8 +118,12 @@ def describe_part(storage: Storage, name: str, task: int, quality: str, episodes
     )
 
 
-def check_part(storage: Storage, family: TaskFamily, name: str, record: FileRecord) -> None:
-    """Raise a `UserError` that names what is wrong with a file; reads it in pieces, however large it is."""
+def check_part(storage: Storage, family: TaskFamily, name: str, record: FileRecord) -> NDArray[np.int64]:
+    """Check a file and return its seeds; reads it in pieces, however large it is.
+
+    Raises:
+        UserError: The file is missing, damaged or not the family's.
+    """
     path = f"{storage.location}/{name}"
     if not storage.has(name):
         raise UserError(f"{path} is missing though the manifest lists it; restore it or collect the dataset again")
@@ -125,6 +136,7 @@ def check_part(storage: Storage, family: TaskFamily, name: str, record: FileReco
             if not parquet.schema_arrow.equals(expected):
                 raise UserError(f"{path} has other columns than {family.name}: {_difference(parquet, expected)}")
             rows = steps = 0
+            seeds = [np.zeros(0, np.int64)]
             for batch in _batches(parquet):
                 if holes := [name for name in expected.names if _nulls(batch.column(name))]:
                     raise UserError(f"{path}: {holes[0]} has missing values; collect the dataset again")
@@ -132,6 +144,7 @@ def check_part(storage: Storage, family: TaskFamily, name: str, record: FileReco
                 if fault := find_fault(family, piece, first_episode=rows):
                     raise UserError(f"{path}: {fault}; collect the dataset again")
                 rows, steps = rows + len(piece), steps + int(piece.lengths.sum())
+                seeds.append(piece.seeds)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable Parquet file ({error}); collect the dataset again") from error
     if (rows, steps) != (record.episodes, record.steps):
@@ -139,6 +152,7 @@ def check_part(storage: Storage, family: TaskFamily, name: str, record: FileReco
             f"{path} holds {rows} episodes of {steps} steps, the manifest says {record.episodes} of {record.steps}; "
             "collect the dataset again"
         )
+    return np.concatenate(seeds)
 
 
 def find_fault(family: TaskFamily, episodes: Episodes, first_episode: int = 0) -> str | None:

@@ -6,12 +6,15 @@
 So an interrupted write leaves the dataset as it was before.
 """
 
+import logging
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.data.few_shot import FewShotConfig
@@ -23,9 +26,10 @@ from promptdiffuser.data.manifest import (
     TaskRecord,
     package_versions,
 )
-from promptdiffuser.data.parts import check_part, episodes_per_part, part_number, read_part, write_part
+from promptdiffuser.data.parts import check_part, episodes_per_part, part_number, read_part, read_seeds, write_part
 from promptdiffuser.data.storage import Storage
 from promptdiffuser.errors import UserError
+from promptdiffuser.seeding import SIMULATOR_SEEDS, seed_at
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.experts import Quality
 from promptdiffuser.tasks.family import TaskFamily
@@ -33,6 +37,8 @@ from promptdiffuser.tasks.references import reference_returns
 
 CHECKED_AT_A_TIME = 4
 """Files checked side by side: reading, hashing and decoding leave Python's lock."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,8 @@ class Dataset:
 def open_dataset(location: str | Path | Storage) -> Dataset:
     """Open a dataset folder on any filesystem and validate all of it.
 
-    Every file is read once: checksum, columns, dimensions, lengths, finite numbers.
+    Every file is read once: checksum, columns, dimensions, lengths, finite numbers. Episodes of a task and quality with
+    equal seeds are said in a warning.
 
     Raises:
         UserError: The manifest is missing or edited, a file is missing or changed, the data is not the family's or not
@@ -119,14 +126,23 @@ def open_dataset(location: str | Path | Storage) -> Dataset:
 
 
 def _check_files(storage: Storage, family: TaskFamily, files: Mapping[str, FileRecord]) -> None:
+    seeds = defaultdict[tuple[int, str], list[NDArray[np.int64]]](list)
     with ThreadPoolExecutor(CHECKED_AT_A_TIME) as threads:
         checks = [threads.submit(check_part, storage, family, *file) for file in files.items()]
         try:
-            for check in checks:
-                check.result()
+            for record, check in zip(files.values(), checks, strict=True):
+                seeds[record.task, record.quality].append(check.result())
         except BaseException:
             threads.shutdown(cancel_futures=True)
             raise
+    for (task, quality), of_files in seeds.items():
+        together = np.concatenate(of_files)
+        if repeated := len(together) - len(np.unique(together)):
+            log.warning(
+                "%s: %d of %d %s episodes of task %d have the seed of another, so the same steps are drawn from them; "
+                "import them again",
+                *(storage.location, repeated, len(together), quality, task),
+            )
 
 
 class DatasetWriter:
@@ -157,14 +173,20 @@ class DatasetWriter:
                 files={},
             )
         self._files = dict(self._manifest.files)
+        self._seeds: dict[str, NDArray[np.int64]] = {}
 
     def add(self, quality: Quality, episodes: Episodes) -> None:
-        """Write episodes of any mix of tasks, in files of bounded size after those already there."""
+        """Write episodes of any mix of tasks, in files of bounded size after those already there.
+
+        An episode whose seed an earlier one of its task and quality has gets another, which depends on its seed and its
+        number: later stages draw from an episode by its seed.
+        """
         for task in np.unique(episodes.tasks).tolist():
             of_task = episodes.select(episodes.tasks == task)
             before = {n: r for n, r in self._files.items() if (r.task, r.quality) == (task, quality)}
             first = sum(record.episodes for record in before.values())
             number = max((part_number(name) for name in before), default=-1) + 1
+            of_task = replace(of_task, seeds=self._distinct(task, quality, of_task.seeds, before, first))
             size = episodes_per_part(self.family)
             for start in range(0, len(of_task), size):
                 piece = of_task.select(slice(start, start + size))
@@ -174,6 +196,27 @@ class DatasetWriter:
     def adopt(self, name: str, record: FileRecord) -> None:
         """Take in a file that was written by `write_part` elsewhere."""
         self._files[name] = record
+        self._seeds.pop(name, None)
+
+    def _distinct(
+        self, task: int, quality: Quality, seeds: NDArray[np.int64], before: Collection[str], first: int
+    ) -> NDArray[np.int64]:
+        for name in before:
+            if name not in self._seeds:
+                self._seeds[name] = read_seeds(self.storage, name)
+        taken, distinct = {seed for name in before for seed in self._seeds[name].tolist()}, seeds.copy()
+        for row, seed in enumerate(seeds.tolist()):
+            while seed in taken:
+                seed = seed_at("repeated", task, quality, first + row, seed) % SIMULATOR_SEEDS
+            taken.add(seed)
+            distinct[row] = seed
+        if changed := int((distinct != seeds).sum()):
+            log.warning(
+                "%s: %d of %d %s episodes of task %d have the seed of an earlier one and get another, from which the "
+                "simulator does not repeat them",
+                *(self.storage.location, changed, len(seeds), quality, task),
+            )
+        return distinct
 
     def commit(self) -> Dataset:
         """Validate the new files, write the manifest and return the dataset.

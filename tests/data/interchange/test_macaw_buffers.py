@@ -93,7 +93,7 @@ def test_episodes_that_terminate_keep_their_length(backward: bool, tmp_path: Pat
     # 972 rows: thirds begin at rows 324 and 648.
     assert [episodes.lengths.tolist() for episodes in found] == [[200, 30, 5, 200], [199, 1, 200], [60, 77]]
     assert_same(found[0], written[:4])
-    assert found[1].seeds.tolist() == [4, 5, 6]
+    assert len({seed for episodes in found for seed in episodes.seeds.tolist()}) == 9
 
 
 def test_incomplete_episode_at_the_end_is_left_out(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import gymnasium
@@ -23,6 +24,7 @@ from promptdiffuser.data.interchange.minari_io import (
     read_origin,
 )
 from promptdiffuser.data.store import Dataset, DatasetWriter
+from promptdiffuser.data.windows import cut_pool_pieces
 from promptdiffuser.errors import UserError
 from promptdiffuser.tasks import FAMILIES
 from tests.data.interchange.samples import FAMILY, simulate, simulated_dataset
@@ -195,11 +197,18 @@ def test_missing_datasets_and_qualities_are_named(dataset: Dataset, empty: Path)
         export_minari(dataset, 7, "expert")
 
 
-def foreign(name: str, observation_dim: int = 20, bound: float = 1.0, steps: int = 50) -> str:
+def foreign(
+    name: str,
+    observation_dim: int = 20,
+    bound: float = 1.0,
+    steps: int = 50,
+    seeds: Sequence[int | None] = (None, None),
+) -> str:
     """Make a Minari dataset as somebody else would."""
     generator = np.random.default_rng(0)
     buffers = [
         EpisodeBuffer(
+            seed=seed,
             observations=generator.normal(size=(steps + 1, observation_dim)),
             actions=generator.uniform(-1, 1, (steps, 6)),
             rewards=generator.normal(size=steps).tolist(),
@@ -207,7 +216,7 @@ def foreign(name: str, observation_dim: int = 20, bound: float = 1.0, steps: int
             truncations=[False] * (steps - 1) + [True],
             infos={"success": np.arange(steps + 1) == 30 * number},
         )
-        for number in range(1, 3)
+        for number, seed in enumerate(seeds, 1)
     ]
     with pytest.warns(UserWarning, match="set to None"):
         minari.create_dataset_from_buffers(
@@ -223,9 +232,46 @@ def foreign(name: str, observation_dim: int = 20, bound: float = 1.0, steps: int
 def test_dataset_of_somebody_else_is_read() -> None:
     episodes = read(foreign("theirs/cheetah-v1"))
     assert episodes.lengths.tolist() == [50, 50]
-    assert episodes.seeds.tolist() == [0, 1]
+    assert len(set(episodes.seeds.tolist())) == 2
     assert episodes.successes.tolist() == [True, False]
     assert read_origin("theirs/cheetah-v1") == Origin(None, None, None)
+
+
+SEEDS: dict[str, tuple[int | None, ...]] = {
+    "missing": (None,) * 4,
+    "equal": (42,) * 4,
+    "some missing": (None, 0, 1, None),
+    "some equal": (3, 7, 3, 5),
+    "equal or missing": (None, 42, 42, None),
+    "numbers of other episodes": (1, None, 3, None),
+    "large": (2**31, 2**63 - 1, 2**63, 2**64 - 1),
+    "negative": (-1, -1, -(2**63), 0),
+}
+
+
+@pytest.mark.usefixtures("empty")
+@pytest.mark.parametrize("name", SEEDS)
+def test_every_episode_has_a_seed_of_its_own_which_is_the_original_where_that_is_unique(
+    name: str, tmp_path: Path
+) -> None:
+    originals = SEEDS[name]
+    minari_name = foreign("theirs/seeds-v0", seeds=originals)
+    datasets = []
+    for folder in ("first", "second"):
+        writer = DatasetWriter(tmp_path / folder, FAMILY, "a test")
+        for episodes in read_minari(minari_name, FAMILY, 7):
+            writer.add("expert", episodes)
+        datasets.append(writer.commit())
+    assert len({dataset.manifest.digest for dataset in datasets}) == 1
+    episodes = datasets[0].read([7])
+    seeds = episodes.seeds.tolist()
+    assert len(set(seeds)) == len(seeds)
+    for seed, original in zip(seeds, originals, strict=True):
+        if original is not None and 0 <= original < 2**63 and originals.count(original) == 1:
+            assert seed == original
+    drawn = cut_pool_pieces(episodes, 5, 8)["transition_rewards"]
+    steps = {tuple((episodes.rewards[row] == value).argmax() for value in drawn[row]) for row in range(len(seeds))}
+    assert len(steps) == len(seeds), "the same steps are drawn from several episodes"
 
 
 @pytest.mark.usefixtures("empty")

@@ -67,7 +67,7 @@ def read_macaw_buffer(
 ) -> Iterator[Episodes]:
     """Yield up to `episodes` episodes of one third of a task's buffer, in batches.
 
-    The format knows neither seeds nor success: seeds are the episodes' numbers in the buffer, success is False.
+    The format knows neither seeds nor success: seeds are derived (`assemble`), success is False.
 
     Raises:
         UserError: h5py is not installed, the file is no such buffer, its episodes are longer than the family's or not

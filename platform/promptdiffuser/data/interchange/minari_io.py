@@ -141,7 +141,7 @@ def read_minari(name: str, family: TaskFamily, task: int) -> Iterator[Episodes]:
     """Yield the episodes of a local Minari dataset as those of one task, as many at a time as a file of ours holds.
 
     The observation after the last action is not kept. An episode is successful if its metadata say so or any of its
-    `infos["success"]` is true. Seeds are the dataset's; where it has none, the episodes' numbers.
+    `infos["success"]` is true. Seeds are the dataset's; where it has none, `assemble` derives one.
 
     Raises:
         UserError: Minari is not installed, there is no such dataset here, its spaces are not the family's, or its

@@ -52,7 +52,7 @@ def file_task(name: str) -> tuple[int, str] | None:
 def read_prompt_dt_pickle(path: Path, family: TaskFamily, task: int) -> Episodes:
     """Read the episodes of one task without running anything that the file asks for.
 
-    The format knows neither seeds nor success: seeds are the episodes' numbers in the file, success is False. Episodes
+    The format knows neither seeds nor success: seeds are derived (`assemble`), success is False. Episodes
     must end where their `terminals` (or `dones`) are true, and nowhere before.
 
     Raises:

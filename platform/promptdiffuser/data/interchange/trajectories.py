@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.errors import UserError
+from promptdiffuser.seeding import SIMULATOR_SEEDS, seed_at
 from promptdiffuser.tasks.family import TaskFamily
 
 Numbers = NDArray[np.number] | NDArray[np.bool_]
@@ -29,8 +30,7 @@ class Trajectory:
     rewards: Numbers
     """(L,)."""
     seed: int | None = None
-    """Seed of the reset. Where the format does not know it, the number takes its place: later stages address what they
-    draw of an episode by its seed, so the episodes of a task must not share one."""
+    """Seed of the reset; None where the format does not know it."""
     success: bool = False
     """False where the format does not know."""
 
@@ -39,6 +39,7 @@ def assemble(source: str, family: TaskFamily, task: int, trajectories: Sequence[
     """Return trajectories of one task as `Episodes`, filled up with zeros to the family's horizon.
 
     Actions beyond [-1, 1] are clipped, as the families' environments and the stepping engine do before they use them.
+    An episode without a seed, or with one that no simulator takes, gets one that depends on the task and its number.
 
     Args:
         source: Where they come from, for errors.
@@ -67,13 +68,20 @@ def assemble(source: str, family: TaskFamily, task: int, trajectories: Sequence[
         rewards[row, :length] = trajectory.rewards
     return Episodes(
         tasks=np.full(num, task, np.int64),
-        seeds=np.array([t.number if t.seed is None else t.seed for t in trajectories], np.int64),
+        seeds=np.array([_seed(task, trajectory) for trajectory in trajectories], np.int64),
         lengths=lengths,
         successes=np.array([trajectory.success for trajectory in trajectories], bool),
         observations=observations,
         actions=actions,
         rewards=rewards,
     )
+
+
+def _seed(task: int, trajectory: Trajectory) -> int:
+    seed = trajectory.seed
+    if seed is None or not 0 <= seed <= np.iinfo(np.int64).max:
+        return seed_at("imported", task, trajectory.number) % SIMULATOR_SEEDS
+    return seed
 
 
 def _check(place: str, family: TaskFamily, trajectory: Trajectory, length: int) -> None:
