@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -24,6 +25,7 @@ from promptdiffuser.distributed.datasets import EPISODES, POOL, ShardByEpisode, 
 from promptdiffuser.distributed.rollouts import RolloutPool
 from promptdiffuser.distributed.training import TrainJob, train_apart, train_on_cluster
 from promptdiffuser.distributed.validation import Validation
+from promptdiffuser.errors import UserError
 from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.experiment import ClusterConfig
 from promptdiffuser.learning.backbone import BackboneLearning
@@ -232,6 +234,38 @@ def test_snapshots_are_scored_beside_an_elastic_training_and_the_best_is_used(
     pool = RolloutPool("cheetah-vel", 1)
     assert validation.score(tmp_path / "model", pool)["mean"] == scores[best]["mean"]
     pool.close()
+
+
+def test_a_snapshot_that_cannot_be_scored_is_said_at_once_and_loses_neither_training_nor_actors(
+    training: BackboneTraining,
+    small_dataset: Dataset,
+    plain_weights: dict[str, torch.Tensor],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    optimisation = dataclasses.replace(training.optimisation, snapshot_every=4)
+    # The few-shot sets are larger than what the dataset holds.
+    protocol = ProtocolConfig(prompts=1, episodes_per_prompt=1, few_shot=FewShotConfig(episodes=100))
+    validation = Validation("prompt-dt", small_dataset, settings_of(protocol), protocol)
+    before = ray.available_resources()["CPU"]
+    with pytest.raises(UserError, match=r"snapshot .*step-00000004 cannot be scored .*a few-shot set needs 100"):
+        weights_of_ray_run(
+            dataclasses.replace(training, optimisation=optimisation),
+            small_dataset,
+            tmp_path,
+            ClusterConfig(),
+            validation,
+        )
+    (warning,) = (message for message in caplog.messages if "cannot be scored" in message)
+    assert "step-00000004" in warning
+    assert "the training goes on" in warning
+    for name, value in load_checkpoint(tmp_path / "model").tensors["weights"].items():
+        torch.testing.assert_close(value, plain_weights[name], rtol=1e-4, atol=1e-6)
+    assert len(list(tmp_path.glob("snapshots/step-*"))) == 3, "an unscored snapshot was deleted"
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU", 0) < before and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert ray.available_resources()["CPU"] >= before, "the rollout actors are still there"
 
 
 def test_workers_get_the_shares_of_cpus_and_gpus_that_they_are_told() -> None:

@@ -7,8 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import PopulationBasedTraining
+from ray.tune.schedulers.pbt import _PBTTrialState
 
-from promptdiffuser.distributed import stopping
+from promptdiffuser.distributed import population, stopping
 from promptdiffuser.distributed.stopping import stops
 from promptdiffuser.experiment import Experiment
 from promptdiffuser.learning.checkpoint import write_json
@@ -59,6 +62,22 @@ def test_a_score_that_is_not_finite_is_stopped_and_moves_no_other(
     assert found[0]
     assert found[4]
     assert found[1:4] + found[5:] == [stops(without, number, 10, 100) for number in range(len(SCORES))]
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+def test_a_member_of_a_population_whose_score_is_not_finite_takes_over_from_another(score: float) -> None:
+    scheduler = PopulationBasedTraining(
+        time_attr="step",
+        metric="score",
+        mode="max",
+        hyperparam_mutations={"x": [1, 2]},
+        quantile_fraction=population.QUANTILE,
+    )
+    members = [TuneTrial("member", trial_id=f"member-{number}", stub=True) for number in range(4)]
+    for member, found in zip(members, [1.0, score, 3.0, 2.0], strict=True):
+        state = scheduler._trial_state[member] = _PBTTrialState(member)
+        state.last_score = population.rank_score(found)
+    assert scheduler._quantiles() == ([members[1]], [members[2]])
 
 
 def test_a_trial_waits_for_earlier_ones_until_they_have_got_as_far_or_ended(

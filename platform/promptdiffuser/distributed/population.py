@@ -4,6 +4,7 @@ All members train to a milestone; the worst quarter then takes over checkpoint a
 settings (Jaderberg et al. 2017). A population whose driver was killed is restored by Tune.
 """
 
+import math
 import random
 import shutil
 from pathlib import Path
@@ -60,6 +61,11 @@ def run_population(plan: SweepPlan, pool: RolloutPool, concurrency: int, gpus: f
         raise RuntimeError(f"members of the population failed; the first error was {results.errors[0]}")
 
 
+def rank_score(score: float) -> float:
+    """Return a score as Tune compares members by it: one that is not a finite number is the lowest."""
+    return score if math.isfinite(score) else -math.inf
+
+
 def _scheduler(space: Space, interval: int) -> PopulationBasedTraining:
     def explore(config: dict[str, Any]) -> dict[str, Any]:
         member = config["member"]
@@ -107,7 +113,7 @@ def _run_member(config: dict[str, Any], plan: SweepPlan, pool: RolloutPool) -> N
         plan.ledger.write_scores(number, scores)
         trial.log(scores)
         ray.tune.report(
-            {STEP: step, SCORE: scores[step][plan.ledger.sweep.objective]},
+            {STEP: step, SCORE: rank_score(scores[step][plan.ledger.sweep.objective])},
             checkpoint=ray.tune.Checkpoint.from_directory(trial.model.parent / "checkpoints"),
         )
     trial.end(scores, state)
