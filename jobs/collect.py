@@ -14,6 +14,7 @@ from promptdiffuser.distributed.rollouts import RolloutPool
 from promptdiffuser.evaluation.blocks import CollectBlock, collect_blocks
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.experts import Demonstrator, Quality, demonstrators, shipped_file
+from promptdiffuser.tasks.references import reference_returns
 
 DATASET = "dataset"
 
@@ -22,6 +23,7 @@ def stage(workspace: Workspace) -> Stage:
     """Return the collect stage."""
     experiment = workspace.experiment
     family, wanted = get_family(experiment.family), experiment.collection
+    reference_returns(family)  # The manifest holds them: if they are missing, say so before anything is collected.
     makers: dict[Quality, Demonstrator] = {}
     for quality in wanted.qualities:
         makers |= demonstrators(family, quality)

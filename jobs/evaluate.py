@@ -28,7 +28,7 @@ from promptdiffuser.distributed.rollouts import RolloutPool
 from promptdiffuser.evaluation.blocks import BlockOfMany, EvaluationBlock, evaluation_blocks
 from promptdiffuser.evaluation.policies import AdaptedPolicies, AdaptedPolicy
 from promptdiffuser.evaluation.results import BlockResults
-from promptdiffuser.evaluation.scores import summarise_targets
+from promptdiffuser.evaluation.scores import reference_scores, summarise_targets
 from promptdiffuser.experiment import ClusterConfig, Experiment
 from promptdiffuser.learning.model_folders import load_backbone
 from promptdiffuser.methods import get_method
@@ -72,6 +72,7 @@ def stage(workspace: Workspace) -> Stage:
     settings = {
         "methods": {plan.method: plan.fingerprint for plan in plans},
         "evaluation": dataclasses.asdict(experiment.evaluation),
+        "references": reference_scores(get_family(experiment.family)),
     }
 
     def work(run: StageRun) -> None:
@@ -204,6 +205,7 @@ def summarise(workspace: Workspace, dataset: Dataset, evaluations: list[MethodEv
         "protocol": dataclasses.asdict(experiment.evaluation),
         "command": workspace.command,
         "seed": experiment.seed,
+        "references": reference_scores(family),
         "methods": methods,
     }
 

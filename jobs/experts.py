@@ -10,7 +10,10 @@ one seeded episode of every task; the *expert* is the checkpoint with the highes
 *Scripted experts* (Meta-World) need no training. Their *medium* policy replaces a share of the actions by random ones,
 the smallest share, in tenths, that brings the mean return to half of the way or below.
 
-All are measured again on fresh seeds, and those numbers are the ones in the JSON files.
+All are measured again on fresh seeds, and those numbers are the ones in the JSON files. Beside them stand the returns
+of policies that take one action all the time: zeros, or the mean action of expert episodes of the training tasks.
+
+    python jobs/experts.py ant-dir --references-only    (measures these two again, trains nothing)
 """
 
 import json
@@ -24,6 +27,7 @@ import gymnasium
 import numpy as np
 import tyro
 from gymnasium.spaces import Box
+from numpy.typing import NDArray
 from workspace import exit_status
 
 from promptdiffuser.data.manifest import package_versions
@@ -35,8 +39,15 @@ from promptdiffuser.evaluation.stepping import EpisodeRequest, EpisodeStepper
 from promptdiffuser.experiment import ClusterConfig
 from promptdiffuser.seeding import SIMULATOR_SEEDS, numpy_generator, seed_at
 from promptdiffuser.tasks import get_family
-from promptdiffuser.tasks.experts import QUALITIES, Demonstrator, ExpertNetwork
+from promptdiffuser.tasks.experts import (
+    QUALITIES,
+    ConstantPolicy,
+    Demonstrator,
+    ExpertNetwork,
+    shipped_demonstrator,
+)
 from promptdiffuser.tasks.family import Floats, LearnedExpert, TaskFamily
+from promptdiffuser.tasks.references import Reference, rows, write_references
 
 TASKS_FOLDER = Path("platform/promptdiffuser/tasks")
 LUCKY_EPISODES = 10
@@ -83,6 +94,9 @@ class ExpertsJob:
     """Measure one task in so many; those between have the references of the measured one before them. For families of
     thousands of tasks, where neighbours are goals of one class."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
+    references_only: bool = False
+    """Measure the policies of one action for families whose expert is shipped, and leave all other numbers as they
+    are."""
     output: Path = TASKS_FOLDER
     """Folder that receives expert_weights/ and reference_returns/."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -214,10 +228,66 @@ def measure_all(
     family: TaskFamily, demonstrator: Demonstrator | None, requests: list[EpisodeRequest]
 ) -> dict[int, tuple[float, float]]:
     """Measure on the cluster, a few tasks at a time."""
+    work = [(family.name, demonstrator, group) for group in grouped(requests)]
+    return {task: result for _, results in run_tasks(measure, work) for task, result in sorted(results.items())}
+
+
+def grouped(requests: list[EpisodeRequest]) -> list[list[EpisodeRequest]]:
+    """Divide episodes into those of a few tasks each."""
     tasks = sorted({request.task for request in requests})
     groups = [set(tasks[start : start + 5]) for start in range(0, len(tasks), 5)]
-    work = [(family.name, demonstrator, [r for r in requests if r.task in group]) for group in groups]
-    return {task: result for _, results in run_tasks(measure, work) for task, result in sorted(results.items())}
+    return [[request for request in requests if request.task in group] for group in groups]
+
+
+def sum_actions(work: tuple[str, Demonstrator, list[EpisodeRequest]]) -> tuple[NDArray[np.float64], int]:
+    """Return the sum of a demonstrator's actions (A,) and their number."""
+    family, demonstrator, requests = get_family(work[0]), *work[1:]
+    episodes = demonstrate(EpisodeStepper(family), demonstrator, requests)
+    happened_NT = np.arange(family.horizon) < episodes.lengths[:, None]
+    return episodes.actions[happened_NT].sum(axis=0, dtype=np.float64), int(happened_NT.sum())
+
+
+def mean_action(family: TaskFamily, expert: Demonstrator, requests: list[EpisodeRequest]) -> tuple[float, ...]:
+    """Return the mean over all steps of an expert's episodes."""
+    work = [(family.name, expert, group) for group in grouped(requests)]
+    # Added up in the order of the tasks, not of arrival.
+    sums = sorted((item[2][0].task, *result) for item, result in run_tasks(sum_actions, work))
+    total = sum((actions for _, actions, _ in sums), np.zeros(family.action_dim))
+    return tuple((total / sum(steps for _, _, steps in sums)).round(6).tolist())
+
+
+@dataclass(frozen=True)
+class ConstantActions:
+    """What policies of one action get."""
+
+    mean_action: tuple[float, ...]
+    zero_returns: dict[int, float]
+    """Measured task -> mean return of zero actions."""
+    mean_action_returns: dict[int, float]
+    """Measured task -> mean return of the mean action."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a reference file says of the mean action."""
+        return {
+            "mean_action": self.mean_action,
+            "mean_action_of": "every step of one expert episode of every measured training task",
+        }
+
+
+def measure_constant_actions(
+    family: TaskFamily, expert: Demonstrator, tasks: Sequence[int], episodes: int, seed: int
+) -> ConstantActions:
+    """Find the mean action of the training tasks and measure it, and zero actions, on the random policy's episodes."""
+    training_tasks = [task for task in tasks if task in set(family.train_tasks)]
+    action = mean_action(family, expert, requests_of("mean-action", training_tasks, 1, seed))
+    # Where all episodes of a task start alike, a policy that always acts alike gets the same return in each.
+    requests = requests_of("final", tasks, episodes if family.random_start else 1, seed)
+    zero, mean = (
+        {task: value for task, (value, _) in measure_all(family, ConstantPolicy(constant), requests).items()}
+        for constant in ((0.0,) * family.action_dim, action)
+    )
+    return ConstantActions(action, zero, mean)
 
 
 def mean_return(measured: dict[int, tuple[float, float]]) -> float:
@@ -325,26 +395,61 @@ def ship(job: ExpertsJob, family: TaskFamily, trained: dict[int, list[Checkpoint
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
         print(f"{family.name} {quality}: mean return {record['mean_return']:.2f}, success {record['success']:.3f}")
-    references = {
+    constant = measure_constant_actions(
+        family, makers["expert"][0], measured_tasks, job.reference_episodes, job.seeds[0]
+    )
+    document = {
         "family": family.name,
         "command": command_of(job, family),
-        "columns": ["random_return", "expert_return", "expert_success"],
         "episodes_per_task": job.reference_episodes,
         "seed": job.seeds[0],
         "measured_every": job.reference_stride,
+        **constant.record,
         "versions": package_versions(),
-        "tasks": {
-            task: [round(number, 4) for number in (random_policy[source][0], *measured["expert"][source])]
-            for number_of_task, task in enumerate(family.tasks)
-            for source in [measured_tasks[number_of_task // job.reference_stride]]
-        },
     }
-    path = job.output / "reference_returns" / f"{family.name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # One line a task: a family can have thousands.
-    head = json.dumps(references | {"tasks": {}}, indent=1).removesuffix("{}\n}")
-    lines = ",\n".join(f'  "{task}": {json.dumps(numbers)}' for task, numbers in references["tasks"].items())
-    path.write_text(f"{head}{{\n{lines}\n }}\n}}\n")
+    references = {
+        task: Reference(
+            random_return=random_policy[task][0],
+            zero_return=constant.zero_returns[task],
+            mean_action_return=constant.mean_action_returns[task],
+            expert_return=measured["expert"][task][0],
+            expert_success=measured["expert"][task][1],
+        )
+        for task in measured_tasks
+    }
+    everywhere = {
+        task: references[measured_tasks[place // job.reference_stride]] for place, task in enumerate(family.tasks)
+    }
+    write_references(references_file(job, family), document, everywhere)
+
+
+def references_file(job: ExpertsJob, family: TaskFamily) -> Path:
+    """Return where the job writes a family's references."""
+    return job.output / "reference_returns" / f"{family.name}.json"
+
+
+def renew_constant_actions(job: ExpertsJob, family: TaskFamily) -> None:
+    """Measure the policies of one action on the episodes of a family's reference file; all else in it stays."""
+    file = references_file(job, family)
+    document = json.loads(file.read_text())
+    stride = document["measured_every"]
+    measured_tasks, before = family.tasks[::stride], rows(document)
+    constant = measure_constant_actions(
+        family,
+        shipped_demonstrator(family, "expert"),
+        measured_tasks,
+        document["episodes_per_task"],
+        document["seed"],
+    )
+    references = {}
+    for place, task in enumerate(family.tasks):
+        source = measured_tasks[place // stride]
+        changed = {
+            "zero_return": constant.zero_returns[source],
+            "mean_action_return": constant.mean_action_returns[source],
+        }
+        references[task] = Reference(**before[str(task)] | changed)
+    write_references(file, document | constant.record, references)
 
 
 def main(job: ExpertsJob) -> None:
@@ -353,7 +458,16 @@ def main(job: ExpertsJob) -> None:
     for family in families:
         if family.expert_of:
             raise UserError(f"{family.name} has the experts of {family.expert_of}; make those")
+        if job.references_only and not references_file(job, family).is_file():
+            raise UserError(
+                f"{references_file(job, family)} does not exist; "
+                f"`python jobs/experts.py {family.name}` makes experts and references"
+            )
     connect(job.cluster)
+    if job.references_only:
+        for family in families:
+            renew_constant_actions(job, family)
+        return
     trainings = [
         Training(family.name, seed, job.ppo)
         for family in families

@@ -21,6 +21,7 @@ from rich.table import Table
 from workspace import JobOptions, Workspace, exit_status, run_job
 
 from promptdiffuser.errors import UserError
+from promptdiffuser.evaluation.scores import FLOORS, learned_something
 from promptdiffuser.experiment import Experiment
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tracking.store import read_json, resolve_uri
@@ -60,11 +61,16 @@ def _write_report(workspace: Workspace) -> Path:
 def _table(summary: dict[str, Any]) -> Table:
     family, tasks = get_family(summary["family"]), f"{len(summary['test_tasks'])} tasks"
     seen = "also trained on" if family.tests_on_training_tasks else "never seen in training"
-    table = Table(title=f"{family.name}: {tasks} {seen}", caption=family.caution or None)
+    methods, references = summary["methods"], summary["references"]
+    idle = [method for method, result in methods.items() if not learned_something(result, references)]
+    cautions = [family.caution] if family.caution else []
+    if idle:
+        cautions.append(f"Not clearly better than a policy that ignores its observations: {', '.join(idle)}.")
+    table = Table(title=f"{family.name}: {tasks} {seen}", caption="\n".join(cautions) or None)
     success = ["success"] if family.has_success else []
     for column in ("method", "mean return (95 % int.)", "normalised", *success, "seconds"):
         table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
-    for method, result in summary["methods"].items():
+    for method, result in methods.items():
         table.add_row(
             method,
             f"{result['mean']:.1f} ({result['ci_low']:.1f} to {result['ci_high']:.1f})",
@@ -72,6 +78,10 @@ def _table(summary: dict[str, Any]) -> Table:
             *(f"{result['success']:.0%}" for _ in success),
             f"{result['seconds_adapt'] + result['seconds']:.0f}",
         )
+    table.add_section()
+    for policy in FLOORS:
+        reference = references[policy]
+        table.add_row(policy, f"{reference['mean']:.1f}", f"{reference['normalised']:.3f}", style="dim")
     return table
 
 

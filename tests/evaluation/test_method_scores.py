@@ -7,7 +7,15 @@ import pytest
 from promptdiffuser.data.few_shot import FewShotConfig
 from promptdiffuser.data.manifest import TaskRecord
 from promptdiffuser.evaluation.protocol import ProtocolConfig
-from promptdiffuser.evaluation.scores import summarise_method, summarise_targets
+from promptdiffuser.evaluation.scores import (
+    FLOORS,
+    learned_something,
+    reference_scores,
+    summarise_method,
+    summarise_targets,
+)
+from promptdiffuser.tasks import get_family
+from promptdiffuser.tasks.references import reference_returns
 
 REFERENCES = {
     2: TaskRecord(goal=(0.225,), random_return=-100.0, expert_return=0.0),
@@ -121,3 +129,44 @@ def test_protocol_refuses_an_empty_evaluation(name: str, value: int) -> None:
 def test_empty_few_shot_set_is_refused(value: int) -> None:
     with pytest.raises(ValueError, match=rf"few_shot\.episodes must be at least 1, got {value}"):
         ProtocolConfig(few_shot=FewShotConfig(episodes=value))
+
+
+def test_reference_policies_are_scored_as_methods_are() -> None:
+    family = get_family("ant-dir")
+    scores, references = reference_scores(family), reference_returns(family)
+    assert list(scores) == ["random", "zero-action", "mean-action", "expert"]
+    assert (scores["random"]["normalised"], scores["expert"]["normalised"]) == (0, 1)
+    # As if zero actions were a method with an episode of each test task.
+    episodes = with_units(
+        pd.DataFrame(
+            [(task, 0, references[task].zero_return, False, False, 0.0) for task in family.test_tasks],
+            columns=["task", "prompt", "return", "success", "diverged", "seconds"],
+        )
+    )
+    records = {
+        task: TaskRecord(family.goal(task), references[task].random_return, references[task].expert_return)
+        for task in family.test_tasks
+    }
+    summary = summarise_method(episodes, records)
+    assert scores["zero-action"] == {name: pytest.approx(summary[name]) for name in ("mean", "normalised")}
+    assert scores["zero-action"]["normalised"] == pytest.approx(0.31, abs=0.01)
+
+
+@pytest.mark.parametrize("best_floor", FLOORS)
+@pytest.mark.parametrize(
+    ("result", "learned"),
+    [
+        ({"mean": 201.0}, True),
+        ({"mean": 200.0}, False),
+        ({"mean": 250.0, "ci_low": 201.0}, True),
+        ({"mean": 250.0, "ci_low": 199.0}, False),
+        ({"mean": 250.0, "ci_low": np.nan}, True),
+        ({"mean": 250.0, "ci_low": None}, True),
+        ({"mean": np.nan, "ci_low": np.nan}, False),
+    ],
+)
+def test_a_method_has_learned_something_if_it_beats_what_ignores_observations(
+    best_floor: str, result: dict[str, float], learned: bool
+) -> None:
+    references = {policy: {"mean": -50.0} for policy in FLOORS} | {best_floor: {"mean": 200.0}}
+    assert learned_something(result, references | {"expert": {"mean": 1000.0}}) == learned

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from promptdiffuser.evaluation.scores import reference_scores
 from promptdiffuser.tasks import FAMILIES
 from tests import tiny
 
@@ -30,6 +31,7 @@ def test_every_stage_leaves_its_results(tiny_run: Path) -> None:
     summary = json.loads((tiny_run / "quickstart" / "summary.json").read_text())
     assert summary["tasks"] == {str(task): FAMILY.label(task) for task in FAMILY.test_tasks}
     assert (summary["caution"], summary["has_success"]) == ("", False)
+    assert summary["references"] == reference_scores(FAMILY)
     assert summary["protocol"]["few_shot"] == {"episodes": 5, "quality": "expert", "returns": "any", "draw": 0}
     for stage, name in INSIDE.items():
         (inside,) = (tiny_run / "quickstart").glob(f"{stage}-*/prompts_inside.json")

@@ -3,15 +3,60 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from promptdiffuser.data.manifest import TaskRecord
 from promptdiffuser.statistics.intervals import Interval
 from promptdiffuser.statistics.paired import mean_return
-from promptdiffuser.statistics.scores import level_of, normalised_scores, unit_means
+from promptdiffuser.statistics.scores import level_of, normalise, normalised_scores, unit_means
+from promptdiffuser.tasks.family import TaskFamily
+from promptdiffuser.tasks.references import reference_returns
 
 FAILURE_SCORE = 0.5
 """An episode failed if its return is closer to the random policy's than to the expert's."""
+
+REFERENCE_POLICIES = {
+    "random": "random_return",
+    "zero-action": "zero_return",
+    "mean-action": "mean_action_return",
+    "expert": "expert_return",
+}
+"""Policy -> its return in a `Reference`."""
+FLOORS = ("random", "zero-action", "mean-action")
+"""Reference policies that ignore what they observe: a method that does not beat them has learned nothing."""
+
+
+def reference_scores(family: TaskFamily) -> dict[str, dict[str, float]]:
+    """Return what the reference policies get on the test tasks.
+
+    Returns:
+        Policy, one of `REFERENCE_POLICIES` -> its "mean" return and "normalised" score, each a mean over the test tasks
+        like a method's.
+    """
+    references = reference_returns(family)
+    scores = {}
+    for policy, name in REFERENCE_POLICIES.items():
+        returns = {task: getattr(references[task], name) for task in family.test_tasks}
+        relative = [
+            normalise(value, references[task].random_return, references[task].expert_return)
+            for task, value in returns.items()
+        ]
+        scores[policy] = {"mean": float(np.mean(list(returns.values()))), "normalised": float(np.mean(relative))}
+    return scores
+
+
+def learned_something(result: Mapping[str, Any], references: Mapping[str, Mapping[str, float]]) -> bool:
+    """Tell whether a method is better than every policy that ignores what it observes.
+
+    Args:
+        result: The method's "mean" return over the test tasks. If it has an interval, its low end, "ci_low", decides;
+            a bound that is missing, None or NaN is not known, and the mean decides.
+        references: As `reference_scores` returns them for the family.
+    """
+    low = result.get("ci_low")
+    decisive = result["mean"] if low is None or np.isnan(low) else low
+    return bool(decisive > max(references[policy]["mean"] for policy in FLOORS))
 
 
 def summarise_method(episodes: pd.DataFrame, references: Mapping[int, TaskRecord]) -> dict[str, Any]:

@@ -80,8 +80,32 @@ class ExpertNetwork:
         )
 
 
-Demonstrator = ExpertNetwork | float
-"""What makes a policy of one quality, besides the family: a network, or the share of random actions in a script."""
+@dataclass(frozen=True)
+class ConstantPolicy:
+    """A batch policy that takes the same action at every step of every task."""
+
+    action: tuple[float, ...]
+    """(A,) in the environment's units."""
+
+    def begin(self, num_rows: int) -> None:
+        """Nothing to make room for."""
+
+    def start(self, rows: NDArray[np.intp], requests: Sequence["SeededEpisode"]) -> None:
+        """Nothing differs between episodes."""
+
+    def act(self, observations_BS: Floats) -> Floats:
+        """Return the action for each row (B, A)."""
+        return np.tile(np.array(self.action, np.float32), (len(observations_BS), 1))
+
+    def observe(self, rewards_B: Floats) -> None:
+        """Ignore the rewards."""
+
+    def keep(self, rows: NDArray[np.intp]) -> None:
+        """Nothing to drop."""
+
+
+Demonstrator = ExpertNetwork | ConstantPolicy | float
+"""What makes a policy, besides the family: a network, one action, or the share of random actions in a script."""
 
 
 def shipped_demonstrator(family: TaskFamily, quality: Quality) -> Demonstrator:
@@ -107,7 +131,9 @@ def demonstrators(family: TaskFamily, quality: Quality) -> dict[Quality, Demonst
     return {name: shipped_demonstrator(family, name) for name in needed.get(quality, (quality,))}
 
 
-def policy_of(family: TaskFamily, demonstrator: Demonstrator | None) -> "NetworkPolicy | ScriptedPolicy | RandomPolicy":
+def policy_of(
+    family: TaskFamily, demonstrator: Demonstrator | None
+) -> "NetworkPolicy | ConstantPolicy | ScriptedPolicy | RandomPolicy":
     """Return a batch policy, of random actions if there is no demonstrator.
 
     The seed of each episode addresses what is random in it.
@@ -116,6 +142,8 @@ def policy_of(family: TaskFamily, demonstrator: Demonstrator | None) -> "Network
         return RandomPolicy(family)
     if isinstance(demonstrator, ExpertNetwork):
         return NetworkPolicy(family, demonstrator)
+    if isinstance(demonstrator, ConstantPolicy):
+        return demonstrator
     return ScriptedPolicy(family, demonstrator)
 
 
