@@ -15,22 +15,6 @@ from promptdiffuser.learning.guidance import GuidanceConfig
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.tasks import get_family
 
-# The released HalfCheetah data hold 999 episodes a task, Meta-World's in mengsong16/prompt_dt (gen_ml1_datasets.py)
-# 100. The many tasks of ML10 and ML45 get fewer.
-EPISODES_PER_TASK = {
-    "cheetah-dir": 999,
-    "cheetah-vel": 999,
-    "ant-dir": 999,
-    "ant-dir-ood": 999,
-    "hopper-params": 999,
-    "walker-params": 999,
-    "pick-place": 100,
-    "pick-place-500": 100,
-    "reach": 100,
-    "reach-500": 100,
-    "ml10": 10,
-    "ml45": 10,
-}
 WINDOWS_PER_TASK, MAX_WINDOWS = 16, 720
 """The public batch holds 16 windows of every training task; ml10 and ml45 get the largest published batch."""
 
@@ -59,7 +43,7 @@ def published_size(family: str, backbone: BackboneConfig = PUBLIC) -> Callable[[
             name=family if backbone == PUBLIC else f"{family}-large",
             family=family,
             backbone=backbone,
-            collection=CollectionConfig(episodes_per_task=EPISODES_PER_TASK[family]),
+            collection=CollectionConfig(episodes_per_task=get_family(family).episodes_per_task),
             pretraining=PretrainingConfig(
                 loss=BackboneLossConfig(batch_size=min(WINDOWS_PER_TASK * num_tasks, MAX_WINDOWS)),
                 optimisation=OptimisationConfig(snapshot_every=SNAPSHOT_EVERY),

@@ -201,4 +201,5 @@ FAMILY = TaskFamily(
     label=lambda task: f"{np.degrees(DIRECTIONS[task]):.1f}°",
     expert=LearnedExpert(_features, _actions),
     terminates=True,
+    episodes_per_task=999,  # as in the released HalfCheetah data
 )

@@ -50,4 +50,5 @@ FAMILY = TaskFamily(
     goal=_goal,
     label=lambda task: ("forwards", "backwards")[task],
     expert=CHEETAH_EXPERT,
+    episodes_per_task=999,  # as in the released HalfCheetah data
 )

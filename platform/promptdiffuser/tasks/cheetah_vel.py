@@ -56,4 +56,5 @@ FAMILY = TaskFamily(
     goal=_goal,
     label=lambda task: f"{goal_velocity(task):.3g} m/s",
     expert=CHEETAH_EXPERT,
+    episodes_per_task=999,  # as in the released HalfCheetah data
 )

@@ -119,6 +119,9 @@ class TaskFamily:
     max_simulators: int = 256
     """Most simulators that one process should hold, for their memory."""
     terminates: bool = False
+    episodes_per_task: int = 100
+    """Episodes of each task in the recipe of the published size; where none is published, as many as Meta-World's data
+    in mengsong16/prompt_dt (gen_ml1_datasets.py)."""
     """Whether an episode can end before the horizon."""
     has_success: bool = False
     """Whether the environment says in `info["success"]` that the task is solved."""

@@ -55,3 +55,4 @@ FAMILY = TaskFamily(
     label=lambda task: f"body {task}",
     expert=body_params.BODY_PARAMS_EXPERT,
 )
+    episodes_per_task=999,  # as in the released HalfCheetah data

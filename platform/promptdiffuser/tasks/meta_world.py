@@ -236,6 +236,7 @@ def meta_world_family(
     test_tasks: tuple[int, ...],
     horizon: int = STANDARD_HORIZON,
     target_return: float = STANDARD_TARGET_RETURN,
+    episodes_per_task: int = 100,
 ) -> TaskFamily:
     """Return the family of `tasks`; what is in no other split is a training task, returns are scaled by the target."""
     held_out = {*validation_tasks, *test_tasks}
@@ -255,6 +256,7 @@ def meta_world_family(
         label=tasks.label,
         expert=ScriptedExpert(controller=tasks.controller, reveal=_reveal),
         make_options=asdict(tasks),
+        episodes_per_task=episodes_per_task,
         max_simulators=16,
         has_success=True,
         random_start=False,
@@ -274,6 +276,7 @@ def unseen_class_family(
         gymnasium_id,
         validation_tasks=tuple(task for task in range(num_train_tasks) if task % NUM_GOALS >= NUM_GOALS - 5),
         test_tasks=tuple(range(num_train_tasks, num_train_tasks + NUM_GOALS * len(test_classes))),
+        episodes_per_task=10,  # fewer than of other families, as the tasks are many
     )
 
 

@@ -58,4 +58,5 @@ FAMILY = TaskFamily(
     label=lambda task: f"body {task}",
     expert=body_params.BODY_PARAMS_EXPERT,
     terminates=True,
+    episodes_per_task=999,  # as in the released HalfCheetah data
 )
