@@ -23,5 +23,6 @@ FAMILY = replace(
     train_tasks=TRAIN_TASKS,
     validation_tasks=VALIDATION_TASKS,
     test_tasks=TEST_TASKS,
+    target_return=759.0,  # the highest expert return of one of its training tasks
     extrapolation_tasks=(1,),
 )

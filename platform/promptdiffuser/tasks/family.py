@@ -104,7 +104,10 @@ class TaskFamily:
     validation_tasks: tuple[int, ...]
     test_tasks: tuple[int, ...]
     target_return: float
-    """Return asked of the policy at the first step of an evaluation episode, in the unit of the reward."""
+    """Return asked of the policy at the first step of an evaluation episode, in the unit of the reward.
+
+    The published one, unless it lies far from the highest return of the shipped expert on a training task; then it is
+    that return, rounded (docs/tasks.md)."""
     return_scale: float
     """Returns-to-go are divided by this before the backbone sees them."""
     goal: Callable[[int], Goal]
@@ -116,12 +119,12 @@ class TaskFamily:
     """Family whose expert weights serve here too, as the tasks are the same."""
     make_options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the environment besides the task."""
-    max_simulators: int = 256
-    """Most simulators that one process should hold, for their memory."""
-    terminates: bool = False
     episodes_per_task: int = 100
     """Episodes of each task in the recipe of the published size; where none is published, as many as Meta-World's data
     in mengsong16/prompt_dt (gen_ml1_datasets.py)."""
+    max_simulators: int = 256
+    """Most simulators that one process should hold, for their memory."""
+    terminates: bool = False
     """Whether an episode can end before the horizon."""
     has_success: bool = False
     """Whether the environment says in `info["success"]` that the task is solved."""
