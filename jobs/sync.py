@@ -14,6 +14,7 @@ import tyro
 from workspace import exit_status
 
 from promptdiffuser.errors import UserError
+from promptdiffuser.tracking.addresses import shown
 from promptdiffuser.tracking.delivery import deliver
 from promptdiffuser.tracking.journal import JOURNAL, REFUSED, pending
 from promptdiffuser.tracking.store import connect, resolve_uri
@@ -45,7 +46,7 @@ def main(job: Sync) -> None:
             print(f"    {refused} entries that MLflow refuses are in {journal / REFUSED}")
         left += now
     if left:
-        raise UserError(f"{left} entries could not be delivered to {uri}; see above")
+        raise UserError(f"{left} entries could not be delivered to {shown(uri)}; see above")
 
 
 if __name__ == "__main__":

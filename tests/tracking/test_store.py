@@ -5,6 +5,7 @@ import math
 import pickle
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import mujoco
 import pytest
@@ -29,6 +30,41 @@ def test_relative_sqlite_path_becomes_absolute(monkeypatch: pytest.MonkeyPatch, 
     assert resolve_uri() == f"sqlite:///{tmp_path}/runs/own.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
     assert resolve_uri() == "http://tracking:5000"
+
+
+@pytest.mark.parametrize("name", ["what?", "a b", "a%20b", "a#b", "50%", "a@b", "é"])
+@pytest.mark.parametrize("given", ["folder", "address"])
+def test_a_store_lies_in_its_folder_whatever_that_is_called(
+    name: str, given: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A query of the address stays one; files come back; nothing is made beside the folder."""
+    folder = tmp_path / name
+    folder.mkdir()
+    (tmp_path / "note.txt").write_text("kept")
+    (tmp_path / "away").mkdir()
+    monkeypatch.chdir(folder if given == "folder" else tmp_path / "away")
+    path = "mlflow.db" if given == "folder" else quote(f"../{name}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}?timeout=30")
+    if given == "folder":
+        monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    uri = resolve_uri()
+    assert uri.endswith("?timeout=30") == (given == "address")
+    monkeypatch.chdir(tmp_path)
+    log = prepare(uri, "named").run("run", "run", None, {})
+    log.log_artifact(tmp_path / "note.txt")
+    assert Path(connect(uri).download_artifacts(log.run_id, "note.txt")).read_text() == "kept"
+    assert sorted(path.name for path in folder.iterdir()) == ["mlartifacts", "mlflow.db"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["away", "note.txt", name])
+    assert not list((tmp_path / "away").iterdir())
+
+
+def test_an_address_of_a_dataset_is_logged_without_a_password(tracker: Tracker) -> None:
+    log = tracker.run("secret", "secret", None, {})
+    log.log_dataset("secret", "d1ge57", "s3://key:s3cret@bucket/data?secret_key=s3cret", {})
+    log.log_dataset("own", "d1ge57", "/data/me@home/set?", {})
+    datasets = connect(log.uri).get_run(log.run_id).inputs.dataset_inputs
+    sources = sorted(json.loads(entry.dataset.source)["uri"] for entry in datasets)
+    assert sources == ["/data/me@home/set?", "s3://bucket/data"]
 
 
 def test_prepare_finds_the_experiment_again(tracker: Tracker) -> None:

@@ -6,6 +6,9 @@ import os
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-# MLflow's defaults (7 retries, 120 s each) would hold a delivery up for minutes when the server is gone.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+
+_DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+"""MLflow's own (7 retries, 120 s each) would hold a delivery up for minutes when the server is gone."""
+PATIENCE = {name: value for name, value in _DEFAULTS.items() if name not in os.environ}
+"""Variables that the user has not set, and what they are set to."""
+os.environ.update(PATIENCE)

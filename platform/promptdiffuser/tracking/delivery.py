@@ -17,8 +17,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from promptdiffuser.errors import UserError
+from promptdiffuser.tracking.addresses import check_answers, first_line, shown
 from promptdiffuser.tracking.journal import Entry, pending, read, set_aside
-from promptdiffuser.tracking.store import check_answers, client_of, first_line
+from promptdiffuser.tracking.store import client_of
 from promptdiffuser.tracking.writing import merged, write
 
 SECONDS_BETWEEN = 1.0
@@ -127,7 +128,7 @@ class Delivery:
             self._away = True
             return
         if self._away:
-            _logger.warning("MLflow at %s is back", self._uri)
+            _logger.warning("MLflow at %s is back", shown(self._uri))
         for run_id in stuck.keys() - self._stuck:
             _logger.warning("entries of MLflow run %s stay in %s: %s", run_id, self._folder, stuck[run_id])
         self._away, self._stuck = False, set(stuck)

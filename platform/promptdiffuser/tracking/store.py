@@ -6,17 +6,13 @@ With a journal, logging writes a file and nothing else, and `delivery.py` brings
 the store. The fluent API of MLflow is not used: it keeps the active run in process state, and workers share runs.
 """
 
-import http.client
 import json
 import logging
 import os
-import sqlite3
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,18 +20,27 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
-from mlflow.entities import RunTag
+from mlflow.entities import Experiment, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, ErrorCode
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.utils.file_utils import get_local_path_or_none
 
 from promptdiffuser.errors import UserError
+from promptdiffuser.tracking.addresses import (
+    absolute,
+    check_answers,
+    first_line,
+    for_client,
+    is_sqlite,
+    shown,
+    sqlite_path,
+)
 from promptdiffuser.tracking.journal import Entry, Kind, append
 from promptdiffuser.tracking.names import FINGERPRINT_TAG, PARENT_TAG
 from promptdiffuser.tracking.provenance import provenance
 from promptdiffuser.tracking.writing import DIGEST_LENGTH, write
 
-_SQLITE = "sqlite:///"
-_HEALTH_TIMEOUT_S = 5.0
 _SECONDS_BETWEEN_TRIES = 5.0
 _TRIES = 24
 """Of a call that fails though the store answers, as while a server's database is started again."""
@@ -48,7 +53,7 @@ _journaled: dict[tuple[str, str], int] = {}
 
 def resolve_uri() -> str:
     """Return the tracking URI: `MLFLOW_TRACKING_URI` if set, else the SQLite file `mlflow.db` of this folder."""
-    return _absolute(os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db")
+    return absolute(os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
 
 
 def connect(uri: str, create: bool = False) -> MlflowClient:
@@ -58,7 +63,7 @@ def connect(uri: str, create: bool = False) -> MlflowClient:
         uri: `sqlite:///...`, `http://...` or `https://...`.
         create: Make the SQLite file if there is none. Nothing else may be using it meanwhile.
     """
-    uri = _absolute(uri)
+    uri = absolute(uri)
     # MLflow itself retries a dead server or an unusable file for minutes, so look first.
     check_answers(uri, create)
     try:
@@ -66,20 +71,8 @@ def connect(uri: str, create: bool = False) -> MlflowClient:
             client = client_of(uri)
             client.search_experiments(max_results=1)
     except MlflowException as error:
-        raise UserError(f"MLflow store {uri} cannot be used: {first_line(error)}") from error
+        raise UserError(f"MLflow store {shown(uri)} cannot be used: {first_line(error)}") from error
     return client
-
-
-def check_answers(uri: str, create: bool = False) -> None:
-    """Raise a `UserError` within seconds if a store does not answer; `create` allows a SQLite file to be missing."""
-    if uri.startswith(_SQLITE):
-        _check_sqlite(uri, create)
-    elif uri.startswith(("http://", "https://")):
-        _check_server(uri)
-    else:
-        raise UserError(
-            f"MLflow store {uri} is not supported; set MLFLOW_TRACKING_URI to sqlite:///PATH/mlflow.db or http://HOST:PORT"
-        )
 
 
 def read_json(uri: str, run_id: str, name: str) -> Any:
@@ -88,7 +81,9 @@ def read_json(uri: str, run_id: str, name: str) -> Any:
         with tempfile.TemporaryDirectory() as folder:
             return json.loads(Path(connect(uri).download_artifacts(run_id, name, folder)).read_text())
     except (MlflowException, OSError) as error:
-        raise UserError(f"no run {run_id!r} with an artifact {name} in {uri}; see `make ui` for run ids") from error
+        raise UserError(
+            f"no run {run_id!r} with an artifact {name} in {shown(uri)}; see `make ui` for run ids"
+        ) from error
 
 
 def prepare(uri: str, experiment: str, tags: Mapping[str, str] | None = None, journal: Path | None = None) -> "Tracker":
@@ -103,16 +98,18 @@ def prepare(uri: str, experiment: str, tags: Mapping[str, str] | None = None, jo
         journal: Folder that the runs' logs go through; without one every call goes to the store.
     """
     all_tags = {**provenance(), **(tags or {})}
-    uri = _absolute(uri)
+    uri = absolute(uri)
     client = connect(uri, create=True)
     found = client.get_experiment_by_name(experiment)
     if found is None:
-        return Tracker(uri, _create_experiment(client, uri, experiment), all_tags, journal)
-    if found.lifecycle_stage != "active":
+        found = _create_experiment(client, uri, experiment)
+    elif found.lifecycle_stage != "active":
         raise UserError(
-            f"MLflow experiment {experiment!r} in {uri} is deleted; "
-            f"restore it with: MLFLOW_TRACKING_URI={uri} mlflow experiments restore -x {found.experiment_id}"
+            f"MLflow experiment {experiment!r} in {shown(uri)} is deleted; "
+            f"restore it with: MLFLOW_TRACKING_URI={shown(uri)} mlflow experiments restore -x {found.experiment_id}"
         )
+    else:
+        _check_takes_files(uri, found, is_new=False)
     return Tracker(uri, found.experiment_id, all_tags, journal)
 
 
@@ -214,7 +211,7 @@ class RunLog:
             name=name,
             digest=digest,
             source_type=urlsplit(source).scheme or "local",
-            source=json.dumps({"uri": source}),
+            source=json.dumps({"uri": shown(source) if "://" in source else source}),
             profile=json.dumps(profile),
         )
 
@@ -273,60 +270,62 @@ def _patiently(uri: str, call: Callable[[], _Answer]) -> _Answer:
 @lru_cache
 def client_of(uri: str) -> MlflowClient:
     """Return this process's client of a store."""
-    return MlflowClient(uri)
+    return MlflowClient(for_client(uri))
 
 
-def _absolute(uri: str) -> str:
-    """Make a SQLite path absolute: Ray workers run in other folders than the driver."""
-    if not uri.startswith(_SQLITE):
-        return uri
-    return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).absolute()}"
-
-
-def _check_sqlite(uri: str, create: bool) -> None:
-    path = Path(uri.removeprefix(_SQLITE))
-    if not create and not path.is_file():
-        raise UserError(f"no MLflow store at {uri}; run an experiment first, or set MLFLOW_TRACKING_URI to its store")
+def _create_experiment(client: MlflowClient, uri: str, name: str) -> Experiment:
+    """Create an experiment; a server chooses the artifact location itself."""
+    location = (sqlite_path(uri).parent / "mlartifacts").as_uri() if is_sqlite(uri) else None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(path, timeout=_HEALTH_TIMEOUT_S)
-        try:
-            connection.execute("BEGIN IMMEDIATE")  # needs a readable header and the right to write
-            connection.rollback()
-        finally:
-            connection.close()
-    except (OSError, sqlite3.Error) as error:
-        raise UserError(
-            f"MLflow store {uri} cannot be used ({error}); set MLFLOW_TRACKING_URI to a writable file or a server"
-        ) from error
-
-
-def _check_server(uri: str) -> None:
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_HEALTH_TIMEOUT_S):
-            pass
-    except urllib.error.HTTPError as error:
-        if error.code >= 500:
-            raise UserError(f"MLflow server {uri} is not healthy (HTTP {error.code}); see its log") from error
-        # Something answers, perhaps a proxy that hides /health: the first real call will tell.
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise UserError(
-            f"MLflow server {uri} does not answer ({error}); start it, or set MLFLOW_TRACKING_URI to one that runs"
-        ) from error
-
-
-def _create_experiment(client: MlflowClient, uri: str, experiment: str) -> str:
-    """Create the experiment; a server chooses the artifact location itself."""
-    location = None
-    if uri.startswith(_SQLITE):
-        location = (Path(uri.removeprefix(_SQLITE)).parent / "mlartifacts").as_uri()
-    try:
-        return client.create_experiment(experiment, location)
+        created = client.get_experiment(client.create_experiment(name, location))
     except MlflowException as error:
-        made_meanwhile = client.get_experiment_by_name(experiment)
+        made_meanwhile = client.get_experiment_by_name(name)
         if made_meanwhile is None:
-            raise UserError(f"MLflow cannot make experiment {experiment!r}: {first_line(error)}") from error
-        return made_meanwhile.experiment_id
+            raise UserError(f"MLflow cannot make experiment {name!r}: {first_line(error)}") from error
+        return made_meanwhile
+    try:
+        _check_takes_files(uri, created, is_new=True)
+    except UserError:
+        # Its location can never be changed, so the name is left to an experiment that is made when files are taken.
+        client.rename_experiment(created.experiment_id, f"{name} ({created.experiment_id}, takes no files)")
+        client.delete_experiment(created.experiment_id)
+        raise
+    return created
+
+
+def _check_takes_files(uri: str, experiment: Experiment, is_new: bool) -> None:
+    """Raise a `UserError` if this process cannot write files where the experiment's runs keep theirs."""
+    location = experiment.artifact_location
+    try:
+        _write_and_delete(uri, location)
+    except Exception as error:  # every kind of storage has errors of its own
+        if is_sqlite(uri):
+            remedy = "make it writable, or set MLFLOW_TRACKING_URI to another store"
+        else:
+            remedy = (
+                "start the server with `mlflow server --artifacts-destination PLACE`, so that it takes files itself"
+            )
+            if not is_new and not location.startswith("mlflow-artifacts:"):
+                remedy += ", and give the experiment another name, as this one keeps its location"
+        raise UserError(
+            f"files of MLflow experiment {experiment.name!r} cannot be written to {location} ({first_line(error)}); "
+            + remedy
+        ) from error
+
+
+def _write_and_delete(uri: str, location: str) -> None:
+    """Try whether a place for artifacts takes a file; raises the errors of its storage."""
+    if folder := get_local_path_or_none(location):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    files = get_artifact_repository(location, tracking_uri=uri)
+    with tempfile.TemporaryDirectory() as temporary:
+        probe = Path(temporary) / "writable"
+        probe.write_text("A job tried whether files can be written here.\n")
+        files.log_artifact(str(probe))
+    with suppress(Exception):  # some storage lets a job write and not delete
+        files.delete_artifacts(probe.name)
 
 
 @contextmanager
@@ -358,8 +357,3 @@ def _points(step: int, metrics: Mapping[str, float]) -> list[tuple[str, float, i
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def first_line(error: BaseException) -> str:
-    """Return what an error says, without the server's traceback."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
