@@ -36,17 +36,21 @@ def main(job: Sync) -> None:
     connect(uri)
     left = 0
     for journal in sorted(job.outputs.glob(f"*/{JOURNAL}")):
-        before = len(pending(journal))
+        before, aside_before = len(pending(journal)), _aside(journal)
         stuck = deliver(uri, journal)
-        now = len(pending(journal))
-        print(f"{journal}: {before - now} entries delivered, {now} left")
+        now, aside = len(pending(journal)), _aside(journal)
+        print(f"{journal}: {before - now - (aside - aside_before)} entries delivered, {now} left")
         for run_id, reason in stuck.items():
             print(f"    run {run_id}: {reason}")
-        if refused := len(list((journal / REFUSED).glob("*.json"))):
-            print(f"    {refused} entries that MLflow refuses are in {journal / REFUSED}")
+        if aside:
+            print(f"    {aside} entries that are damaged or that MLflow refuses are in {journal / REFUSED}")
         left += now
     if left:
         raise UserError(f"{left} entries could not be delivered to {shown(uri)}; see above")
+
+
+def _aside(journal: Path) -> int:
+    return len(list((journal / REFUSED).glob("*.json")))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,30 @@ def test_what_waits_is_delivered_and_the_rest_is_named(
     assert run("sync", "--outputs", tmp_path / "outputs").status == 0
 
 
-@pytest.mark.parametrize(("uri", "folder", "word"), [("http://127.0.0.1:9", ".", "does not answer"), ("", "no", "no")])
+def test_damaged_entries_are_named_and_not_counted_as_delivered(
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, journal = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "outputs" / "first" / "journal"
+    log = prepare(uri, "first", journal=journal).run("run", "run", None, {})
+    for step in range(3):
+        log.log_metrics({"test/return": -20.0}, step)
+    sorted(journal.glob("*.json"))[1].write_text("")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    outcome = run("sync", "--outputs", tmp_path / "outputs")
+    assert outcome.status == 0
+    assert "2 entries delivered, 0 left" in outcome.output
+    assert f"1 entries that are damaged or that MLflow refuses are in {journal / 'refused'}" in outcome.output
+
+
+@pytest.mark.parametrize(
+    ("uri", "folder", "word"),
+    [
+        ("http://127.0.0.1:9", ".", "does not answer"),
+        ("http://anna:s3cret@127.0.0.1:9", ".", "MLFLOW_TRACKING_USERNAME"),
+        ("http://127.0.0.1:9?key=s3cret", ".", "does not answer"),
+        ("", "no", "no"),
+    ],
+)
 def test_bad_input_is_named(
     run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, folder: str, word: str
 ) -> None:
@@ -43,3 +66,5 @@ def test_bad_input_is_named(
     outcome = run("sync", "--outputs", tmp_path / folder)
     assert outcome.status == 2
     assert word in outcome.errors
+    assert outcome.errors.count("\n") == 1
+    assert "s3cret" not in outcome.errors + outcome.output

@@ -7,7 +7,7 @@ whose answer is lost leaves nothing out and writes nothing twice.
 import fcntl
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -18,9 +18,9 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_
 
 from promptdiffuser.errors import UserError
 from promptdiffuser.tracking.addresses import check_answers, first_line, shown
-from promptdiffuser.tracking.journal import Entry, pending, read, set_aside
+from promptdiffuser.tracking.journal import Entry, pending, read, set_aside, tidy
 from promptdiffuser.tracking.store import client_of
-from promptdiffuser.tracking.writing import merged, write
+from promptdiffuser.tracking.writing import FileGoneError, file_of, merged, write
 
 SECONDS_BETWEEN = 1.0
 """MLflow takes some 20 ms for a call; more than one batch a second and run gains nothing."""
@@ -33,8 +33,11 @@ _logger = logging.getLogger(__name__)
 def deliver(uri: str, folder: Path) -> dict[str, str]:
     """Deliver the entries of a journal, in the order of each run.
 
+    A file that cannot be delivered, as when the bucket is away, holds back later versions of the same file, nothing
+    else: the run gets its metrics and its status.
+
     Returns:
-        Runs whose next entry the store could not take now, so that theirs stay, and why.
+        Runs with entries that the store could not take now, so that they stay, and why.
 
     Raises:
         UserError: The store does not answer.
@@ -44,15 +47,13 @@ def deliver(uri: str, folder: Path) -> dict[str, str]:
     check_answers(uri)
     stuck = {}
     with _alone(folder):
+        tidy(folder)
         runs: dict[str, list[_Item]] = {}
         for path, entry in read(pending(folder)):
             runs.setdefault(entry.run_id, []).append((path, entry))
         for run_id, items in runs.items():
-            try:
-                _deliver_run(client_of(uri), items)
-            except Exception as error:  # whatever it is, the entries stay and the other runs go on
-                check_answers(uri)
-                stuck[run_id] = _reason(error)
+            if failed := _deliver_run(uri, items):
+                stuck[run_id] = next(iter(failed.values()))
     return stuck
 
 
@@ -62,18 +63,35 @@ def _reason(error: Exception) -> str:
     return first_line(error)
 
 
-def _deliver_run(client: MlflowClient, items: list[_Item]) -> None:
+def _deliver_run(uri: str, items: Iterable[_Item]) -> dict[str, str]:
+    """Deliver a run's entries; return what failed, as the name of a file or "" for the rest, and why."""
+    failed: dict[str, str] = {}
+    for part in _parts(items):
+        file = file_of(part[0][1])
+        if file in failed:
+            continue
+        try:
+            _send(client_of(uri), part)
+        except Exception as error:  # whatever it is, the entries stay and the other runs go on
+            check_answers(uri)
+            failed[file] = _reason(error)
+            if not file:
+                break
+    return failed
+
+
+def _parts(items: Iterable[_Item]) -> Iterator[Sequence[_Item]]:
+    """Yield the entries that are written together: successive ones of metrics or of histories."""
     for kind, group in groupby(items, key=lambda item: item[1].kind):
         together = list(group)
-        for part in [together] if kind in ("metrics", "history") else [[item] for item in together]:
-            _send(client, part)
+        yield from [together] if kind in ("metrics", "history") else [[item] for item in together]
 
 
 def _send(client: MlflowClient, items: Sequence[_Item]) -> None:
     """Write entries and delete their files; one that the store will never take is set aside."""
     try:
         write(client, merged([entry for _, entry in items]))
-    except (MlflowException, FileNotFoundError) as error:
+    except (MlflowException, FileGoneError) as error:
         if isinstance(error, MlflowException) and error.error_code != ErrorCode.Name(INVALID_PARAMETER_VALUE):
             raise
         if len(items) > 1:
@@ -115,7 +133,7 @@ class Delivery:
             _logger.warning("%d entries wait in %s; `python jobs/sync.py` delivers them", left, self._folder)
 
     def _watch(self) -> None:
-        while not self._stop.wait(SECONDS_AFTER_FAILURE if self._away else SECONDS_BETWEEN):
+        while not self._stop.wait(SECONDS_AFTER_FAILURE if self._away or self._stuck else SECONDS_BETWEEN):
             self._deliver()
 
     def _deliver(self) -> None:

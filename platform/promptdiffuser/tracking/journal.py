@@ -1,29 +1,36 @@
 """The journal: what is logged lies on storage, one small file an entry, until it is delivered to the store.
 
 Any process of an experiment adds entries, on any machine that sees the folder, and never waits for a server; the driver
-delivers them (`delivery.py`). An entry appears whole, under a name that sorts by time, and is deleted when the store
-has it. Files instead of lines of one file: renaming is atomic where machines share a folder, appending is not.
+delivers them (`delivery.py`). An entry appears whole, under a name that sorts after all that are there, and is deleted
+when the store has it. Files instead of lines of one file: renaming is atomic where machines share a folder, appending
+is not.
 """
 
 import json
+import logging
 import os
+import secrets
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 JOURNAL = "journal"
 """Name of the folder, below an experiment's."""
 REFUSED = "refused"
-"""Folder below it for entries that the store will never take."""
+"""Folder below it for entries that the store will never take, and for damaged ones."""
 
 Kind = Literal["metrics", "history", "params", "tags", "dataset", "artifact", "text", "model", "status"]
 
+_ABANDONED_AFTER_S = 24 * 3600
+"""Writing an entry takes milliseconds; the rest is for clocks of machines that differ."""
+
+_logger = logging.getLogger(__name__)
 _lock = threading.Lock()
-_last_ns = 0
+_last_number = 0
 
 
 @dataclass(frozen=True)
@@ -37,18 +44,34 @@ class Entry:
 
 
 def append(folder: Path, entry: Entry) -> None:
-    """Add an entry, after all that this process has added."""
-    global _last_ns
+    """Add an entry after all that are in the folder, whatever their writers' clocks said."""
+    global _last_number
+    folder.mkdir(parents=True, exist_ok=True)
     with _lock:
-        _last_ns = max(time.time_ns(), _last_ns + 1)
-        name = f"{_last_ns:020d}-{socket.gethostname()}-{os.getpid()}"
+        number = _last_number = max(time.time_ns(), _last_number + 1, _highest_number(folder) + 1)
+    name = f"{number:020d}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.json"
     temporary = folder / f".{name}.writing"
     try:
-        temporary.write_text(json.dumps(asdict(entry)))
-    except FileNotFoundError:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(asdict(entry)))
-    temporary.rename(folder / f"{name}.json")
+        with temporary.open("w") as file:
+            json.dump(asdict(entry), file)
+            file.flush()
+            os.fsync(file.fileno())  # a machine that fails after the rename would leave an empty entry
+        temporary.rename(folder / name)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _highest_number(folder: Path) -> int:
+    names = (name for name in os.listdir(folder) if name.endswith(".json") and name[:20].isdigit())
+    return int(max(names, default="0")[:20])
+
+
+def tidy(folder: Path) -> None:
+    """Delete entries whose writers ended in the middle."""
+    for path in folder.glob(".*.writing"):
+        if time.time() - path.stat().st_mtime > _ABANDONED_AFTER_S:
+            path.unlink(missing_ok=True)
 
 
 def pending(folder: Path) -> list[Path]:
@@ -57,9 +80,16 @@ def pending(folder: Path) -> list[Path]:
 
 
 def read(paths: list[Path]) -> Iterator[tuple[Path, Entry]]:
-    """Yield the entries of the files."""
+    """Yield the entries of the files; set damaged ones aside with an error."""
     for path in paths:
-        yield path, Entry(**json.loads(path.read_text()))
+        try:
+            entry = Entry(**json.loads(path.read_bytes()))
+        except (ValueError, TypeError):
+            entry = None
+        if entry is None or entry.kind not in get_args(Kind) or not isinstance(entry.content, dict):
+            _logger.error("a journal entry is damaged and is set aside as %s", set_aside(path))
+        else:
+            yield path, entry
 
 
 def set_aside(path: Path) -> Path:

@@ -6,6 +6,9 @@ fields of MLflow's; artifact `path` and `folder`; text `name` and `text`; model 
 """
 
 import logging
+import math
+import posixpath
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,12 +30,17 @@ MODEL = "model"
 Point = tuple[str, float, int, int]
 """Key, value, milliseconds since 1970, step."""
 
+
+class FileGoneError(Exception):
+    """The file of an entry was deleted before it was delivered."""
+
+
 _Item = TypeVar("_Item")
 _logger = logging.getLogger(__name__)
 
 
 def write(client: MlflowClient, entry: Entry) -> None:
-    """Write an entry; raises what MLflow raises."""
+    """Write an entry; raises what MLflow raises, and `FileGoneError`."""
     _WRITERS[entry.kind](client, entry.run_id, **entry.content)
 
 
@@ -64,7 +72,12 @@ def _write_history(client: MlflowClient, run_id: str, points: list[Point]) -> No
 def _newest(client: MlflowClient, run_id: str) -> Iterator[tuple[str, float, int]]:
     """Yield key, value and step of the newest point of every metric: one call, however long the histories."""
     for metric in client.get_run(run_id).data.to_proto().metrics:
-        yield metric.key, metric.value, metric.step
+        yield metric.key, as_logged(metric.value), metric.step
+
+
+def as_logged(value: float) -> float:
+    """Return a stored value as it was logged: MLflow's databases keep an infinity as the largest double of its sign."""
+    return math.copysign(math.inf, value) if abs(value) == sys.float_info.max else value
 
 
 def _log_metrics(client: MlflowClient, run_id: str, metrics: list[Metric]) -> None:
@@ -95,7 +108,7 @@ def _write_dataset(client: MlflowClient, run_id: str, **fields: str) -> None:
 
 def _write_artifact(client: MlflowClient, run_id: str, path: str, folder: str) -> None:
     if not Path(path).exists():
-        raise FileNotFoundError(f"{path} is gone")
+        raise FileGoneError(f"{path} is gone")
     client.log_artifact(run_id, path, folder or None)
 
 
@@ -105,7 +118,7 @@ def _write_text(client: MlflowClient, run_id: str, name: str, text: str) -> None
 
 def _write_model(client: MlflowClient, run_id: str, name: str, folder: str, alias: str) -> None:
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder} is gone")
+        raise FileGoneError(f"{folder} is gone")
     client.log_artifacts(run_id, folder, MODEL)
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
@@ -133,6 +146,19 @@ _WRITERS: dict[Kind, Callable[..., None]] = {
     "model": _write_model,
     "status": _write_status,
 }
+
+
+def file_of(entry: Entry) -> str:
+    """Return the path below a run's artifacts that an entry writes to; "" if it writes no file."""
+    match entry.kind:
+        case "artifact":
+            return posixpath.join(entry.content["folder"], Path(entry.content["path"]).name)
+        case "text":
+            return str(entry.content["name"])
+        case "model":
+            return MODEL
+        case _:
+            return ""
 
 
 def merged(entries: Sequence[Entry]) -> Entry:
