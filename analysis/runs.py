@@ -18,6 +18,7 @@ from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.references import reference_returns
 from promptdiffuser.tracking.names import PARENT_TAG, STAGE_TAG, USED_RUN_TAG
 from promptdiffuser.tracking.store import connect
+from promptdiffuser.tracking.writing import as_logged
 
 STAGES = ("collect", "pretrain", "train-diffuser", "few-shot", "adapt", "evaluate")
 PARENT_STAGE = "experiment"
@@ -25,8 +26,6 @@ EXPERT = "expert"
 INSIDE = "prompts_inside.json"
 TRAINING = "train/"
 """What the keys of training metrics start with."""
-# SQLite keeps an infinite metric as the largest finite double.
-_STORED_INFINITY = 1.7e308
 
 
 @dataclass(frozen=True)
@@ -179,12 +178,11 @@ def _inside(client: MlflowClient, stages: dict[str, list[Run]]) -> dict[str, dic
 def _metric_histories(client: MlflowClient, stages: dict[str, list[Run]]) -> pd.DataFrame:
     columns: Sequence[str] = ("stage", "run", "key", "step", "value")
     rows = [
-        (stage, run.info.run_name, key, point.step, point.value)
+        (stage, run.info.run_name, key, point.step, as_logged(point.value))
         for stage, runs in stages.items()
         for run in runs
         for key in sorted(run.data.metrics)
         for point in client.get_metric_history(run.info.run_id, key)
     ]
-    frame = pd.DataFrame(rows, columns=list(columns)).sort_values(["stage", "run", "key", "step"], ignore_index=True)
-    frame["value"] = frame["value"].astype("float64").mask(frame["value"].abs() > _STORED_INFINITY, float("inf"))
-    return frame
+    frame = pd.DataFrame(rows, columns=list(columns)).astype({"value": "float64"})
+    return frame.sort_values(["stage", "run", "key", "step"], ignore_index=True)

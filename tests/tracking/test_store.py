@@ -10,7 +10,9 @@ from urllib.parse import quote
 import mujoco
 import pytest
 
+from analysis.runs import _metric_histories
 from promptdiffuser.errors import UserError
+from promptdiffuser.tracking.delivery import deliver
 from promptdiffuser.tracking.provenance import provenance
 from promptdiffuser.tracking.store import RunLog, Tracker, connect, prepare, resolve_uri
 from promptdiffuser.tracking.writing import PARAM_LENGTH
@@ -56,6 +58,29 @@ def test_a_store_lies_in_its_folder_whatever_that_is_called(
     assert sorted(path.name for path in folder.iterdir()) == ["mlartifacts", "mlflow.db"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["away", "note.txt", name])
     assert not list((tmp_path / "away").iterdir())
+
+
+@pytest.mark.parametrize("through", ["store", "journal"])
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_numbers_that_are_not_finite_come_back(
+    kind: str, through: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """With their sign, once, as metrics and as a history."""
+    uri = request.getfixturevalue("tracker").uri if kind == "sqlite" else request.getfixturevalue("server").uri
+    journal = tmp_path / "journal" if through == "journal" else None
+    log = prepare(uri, "not finite", journal=journal).run("run", tmp_path.name, None, {})
+    values = [1.0, math.inf, -math.inf, math.nan, 2.0, -math.inf]
+    for step, value in enumerate(values):
+        log.log_metrics({"train/each": value}, step)
+    log.log_history([{"step": step, "train/all": value} for step, value in enumerate(values)])
+    log.log_metrics({"train/each": values[-1]}, len(values) - 1)  # as a stage that runs again does
+    if journal is not None:
+        assert deliver(uri, journal) == {}
+    frame = _metric_histories(connect(uri), {"pretrain": [connect(uri).get_run(log.run_id)]})
+    for key in ("train/each", "train/all"):
+        read = frame[frame["key"] == key]
+        assert list(read["step"]) == list(range(len(values)))
+        assert [repr(float(value)) for value in read["value"]] == [repr(value) for value in values]
 
 
 def test_an_address_of_a_dataset_is_logged_without_a_password(tracker: Tracker) -> None:
