@@ -4,12 +4,12 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Any
 
 from promptdiffuser.data.storage import Storage
 from promptdiffuser.errors import UserError
 from promptdiffuser.tasks.family import Goal
+from promptdiffuser.versions import versions_of
 
 SCHEMA_VERSION = 2
 FILE_NAME = "manifest.json"
@@ -127,4 +127,4 @@ class Manifest:
 
 def package_versions() -> dict[str, str]:
     """Return the versions of the packages that decide what the simulator computes and the store writes."""
-    return {name: version(name) for name in RECORDED_PACKAGES}
+    return versions_of(RECORDED_PACKAGES)

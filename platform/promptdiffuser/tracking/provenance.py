@@ -4,10 +4,10 @@ import os
 import subprocess
 import sys
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 from promptdiffuser.tracking.names import COMMIT_TAG, DIRTY_TAG, VERSION_TAG
+from promptdiffuser.versions import versions_of
 
 PACKAGES = ("torch", "ray", "mujoco", "promptdiffuser")
 COMMIT_VARIABLE = "PROMPTDIFFUSER_COMMIT"
@@ -18,7 +18,7 @@ DIRTY_SUFFIX = "-dirty"
 @cache
 def provenance() -> dict[str, str]:
     """Return the tags; those of the commit are missing where the code is neither in Git nor named by the variable."""
-    versions = {"python": sys.version.split()[0]} | {name: version(name) for name in PACKAGES}
+    versions = {"python": sys.version.split()[0]} | versions_of(PACKAGES)
     tags = {VERSION_TAG + name: found for name, found in versions.items()}
     if commit := os.environ.get(COMMIT_VARIABLE) or describe_commit(Path(__file__).parent):
         tags[COMMIT_TAG] = commit.removesuffix(DIRTY_SUFFIX)
