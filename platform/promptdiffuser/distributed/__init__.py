@@ -10,3 +10,7 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 # Ray Train's controller takes a worker's report when it looks, every 2 s by default, and a report waits for the one
 # before: with checkpoints close together trainings would wait for most of their time.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+# Under `uv run` Ray would copy the working folder, data and outputs included, to every worker and make each an
+# environment. The processes of a local cluster stand in the same folder and environment already.
+if not os.environ.get("RAY_ADDRESS"):
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
