@@ -25,6 +25,7 @@ from analysis.sides import Side, find_sides
 from analysis.tables import write_tables
 from analysis.verdicts import counted, verdict
 from promptdiffuser.errors import UserError
+from promptdiffuser.paths import local_path
 from promptdiffuser.statistics.aggregates import probability_of_improvement
 from promptdiffuser.statistics.intervals import Interval
 from promptdiffuser.statistics.paired import PairedDifference, adjusted, mean_return, paired_difference
@@ -304,8 +305,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     job = tyro.cli(Arguments, args=arguments, description=__doc__)
     try:
-        comparison = compare(resolve_uri(), job.runs, job.force)
-        path = write_comparison(comparison, resolve_uri(), job.output)
+        output, comparison = local_path(job.output), compare(resolve_uri(), job.runs, job.force)
+        path = write_comparison(comparison, resolve_uri(), output)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

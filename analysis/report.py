@@ -39,6 +39,7 @@ from analysis.runs import PARENT_STAGE, ExperimentResults, load_experiment, scor
 from analysis.tables import write_tables
 from analysis.verdicts import verdict
 from promptdiffuser.errors import UserError
+from promptdiffuser.paths import local_path
 from promptdiffuser.statistics.intervals import Interval
 from promptdiffuser.statistics.scores import at_first_target
 from promptdiffuser.tracking.store import flatten, resolve_uri
@@ -268,7 +269,7 @@ def main() -> int:
     """Run the command line and return the exit status."""
     arguments = tyro.cli(Arguments)
     try:
-        path = write_report(resolve_uri(), arguments.experiment, arguments.output, arguments.parent_run_id)
+        path = write_report(resolve_uri(), arguments.experiment, local_path(arguments.output), arguments.parent_run_id)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

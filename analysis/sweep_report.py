@@ -24,6 +24,7 @@ from analysis.importance import field_importance
 from analysis.sweep_figures import cost_front, heat_map, importance_bars, parallel_coordinates
 from analysis.tables import write_tables
 from promptdiffuser.errors import UserError
+from promptdiffuser.paths import local_path
 from promptdiffuser.statistics.intervals import Interval
 from promptdiffuser.statistics.pareto import on_front
 from promptdiffuser.tracking.store import connect, resolve_uri
@@ -139,10 +140,10 @@ def write_sweep_report(sweep: SweepTrials, uri: str, choice: Arguments) -> Path:
     Raises:
         UserError: A named field or measure is not there, or no trial has a result.
     """
-    tables = sweep_tables(sweep, choice)
+    output, tables = local_path(choice.output), sweep_tables(sweep, choice)
     text = render(sweep, tables, uri, choice)
-    write_tables({name: table for name, table in tables.items() if not isinstance(table, str)}, choice.output)
-    path = choice.output / "index.html"
+    write_tables({name: table for name, table in tables.items() if not isinstance(table, str)}, output)
+    path = output / "index.html"
     path.write_text(text, encoding="utf-8")
     return path
 

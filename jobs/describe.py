@@ -19,6 +19,7 @@ from workspace import exit_status
 
 from promptdiffuser.data.store import Dataset, open_dataset
 from promptdiffuser.errors import UserError
+from promptdiffuser.paths import local_path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # analysis/ stands beside jobs/, outside of the package
 
@@ -38,6 +39,11 @@ class Describe:
     """One line a task and quality, however many there are; without it large families show classes of tasks."""
     histograms: Path | None = None
     """Folder that receives one PNG a quality with histograms of the returns."""
+
+    def __post_init__(self) -> None:
+        """Check that the pictures go to a filesystem of this machine."""
+        if self.histograms is not None:
+            local_path(self.histograms)
 
 
 def describe(dataset: Dataset, every_task: bool, console: Console) -> None:

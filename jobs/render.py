@@ -18,6 +18,7 @@ import tyro
 
 from promptdiffuser.errors import UserError
 from promptdiffuser.evaluation.opengl import choose_backend
+from promptdiffuser.paths import local_path
 
 # Nothing else of the platform is imported here: it would import MuJoCo before MUJOCO_GL is chosen.
 
@@ -48,6 +49,7 @@ class Render:
     """MLflow run that receives the film; without it a run of its own does."""
 
     def __post_init__(self) -> None:
+        local_path(self.output)
         if self.output.suffix not in (".mp4", ".gif"):
             raise UserError(f"--output {self.output} must end in .mp4 or .gif")
         if self.size < PIXEL_BLOCK or self.size % PIXEL_BLOCK:

@@ -14,6 +14,7 @@ import tyro
 from workspace import exit_status
 
 from promptdiffuser.errors import UserError
+from promptdiffuser.paths import local_path
 from promptdiffuser.tracking.addresses import shown
 from promptdiffuser.tracking.delivery import deliver
 from promptdiffuser.tracking.journal import JOURNAL, REFUSED, pending
@@ -30,7 +31,7 @@ class Sync:
 
 def main(job: Sync) -> None:
     """Run the job."""
-    if not job.outputs.is_dir():
+    if not local_path(job.outputs).is_dir():
         raise UserError(f"there is no folder {job.outputs}; name the one of the experiments by --outputs")
     uri = resolve_uri()
     connect(uri)

@@ -27,6 +27,7 @@ from rich.text import Text
 
 from promptdiffuser.errors import UserError
 from promptdiffuser.experiment import Experiment
+from promptdiffuser.paths import local_path
 from promptdiffuser.tracking.delivery import Delivery
 from promptdiffuser.tracking.journal import JOURNAL
 from promptdiffuser.tracking.names import COMMAND_TAG, FAMILY_TAG, FOLDER_TAG, SEED_TAG, STAGE_TAG, USED_RUN_TAG
@@ -48,6 +49,12 @@ class JobOptions:
     writes."""
     backbone_checkpoint: Path | None = None
     """Backbone folder to use instead of the one that the experiment's own pretrain stage writes."""
+
+    def __post_init__(self) -> None:
+        """Check that outputs and the backbone are on a filesystem of this machine."""
+        local_path(self.outputs)
+        if self.backbone_checkpoint is not None:
+            local_path(self.backbone_checkpoint)
 
 
 def fingerprint_of(settings: Any) -> str:

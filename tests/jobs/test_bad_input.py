@@ -107,6 +107,25 @@ CASES = {
     "outputs that cannot be written": Case(
         "pretrain", "quickstart --outputs {inputs}/mlflow.db/below", ("mlflow.db/below", "--outputs")
     ),
+    "outputs on an object store": Case(
+        "collect", f"quickstart --outputs s3://me:{PASSWORD}@bucket/outputs", ("s3://", "not supported yet", "folder")
+    ),
+    "backbone on an object store": Case(
+        "train_diffuser", "quickstart --backbone-checkpoint=gs://bucket/backbone", ("gs://", "not supported yet")
+    ),
+    "sweep with outputs on an object store": Case(
+        "sweep", "quickstart-guidance --outputs s3://bucket/outputs", ("s3://", "not supported yet")
+    ),
+    "benchmark with outputs on an object store": Case(
+        "benchmark", "guidance-ablation --outputs s3://bucket/outputs", ("s3://", "not supported yet")
+    ),
+    "delivery from an object store": Case("sync", "--outputs s3://bucket/outputs", ("s3://", "not supported yet")),
+    "histograms on an object store": Case(
+        "describe", "{inputs}/dataset --histograms s3://bucket/pictures", ("s3://", "not supported yet")
+    ),
+    "film on an object store": Case(
+        "render", "cheetah-vel --output s3://bucket/film.gif", ("s3://", "not supported yet")
+    ),
 }
 REFUSED_BY_THE_CLUSTER = {
     "too few CPUs",
