@@ -2,6 +2,8 @@
 
 import json
 import sys
+import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -39,7 +41,7 @@ BENCHMARKS = {
 OUTPUT = Path("bench.json")
 
 
-def show(entries: list[Value | Ratio]) -> Table:
+def show(entries: Iterable[Value | Ratio]) -> Table:
     table = Table(title="benchmarks")
     for column in ("name", "ratio or value", "ours", "other", "command"):
         table.add_column(column)
@@ -55,10 +57,24 @@ def show(entries: list[Value | Ratio]) -> Table:
 def main(names: list[str]) -> None:
     if unknown := set(names) - BENCHMARKS.keys():
         raise SystemExit(f"unknown benchmark {unknown.pop()!r}; known: {', '.join(BENCHMARKS)}")
-    entries = [entry for name in names or BENCHMARKS for entry in BENCHMARKS[name]()]
+    entries: list[Value | Ratio] = []
+    for number, name in enumerate(chosen := names or list(BENCHMARKS), 1):
+        print(f"{name} ({number} of {len(chosen)}) ...", flush=True)
+        started = time.perf_counter()
+        measured = BENCHMARKS[name]()
+        save(measured)
+        entries += measured
+        print(f"{name}: {len(measured)} figures after {time.perf_counter() - started:.0f} s", flush=True)
     Console(width=160).print(show(entries))
+
+
+def save(entries: Iterable[Value | Ratio]) -> None:
+    """Add figures to the file, so that an interrupted run keeps those that it has."""
     known = json.loads(OUTPUT.read_text()) if OUTPUT.is_file() else {}
-    OUTPUT.write_text(json.dumps(known | {entry.name: asdict(entry) for entry in entries}, indent=1) + "\n")
+    text = json.dumps(known | {entry.name: asdict(entry) for entry in entries}, indent=1) + "\n"
+    unfinished = OUTPUT.with_name(f".{OUTPUT.name}.writing")
+    unfinished.write_text(text)
+    unfinished.replace(OUTPUT)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,10 @@ from promptdiffuser.evaluation.stepping import EpisodeRequest, EpisodeStepper
 from promptdiffuser.experiment import ClusterConfig
 from promptdiffuser.learning.backbone import freeze
 from promptdiffuser.learning.model_folders import build_backbone
-from promptdiffuser.learning.precision import best_precision
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.experts import RandomPolicy
-from tests.benchmarks.entry import Ratio, Value
+from tests.benchmarks.entry import INFIX, Ratio, Value, cpu_formats
 from tests.benchmarks.straightforward import StraightforwardBackbone, StraightforwardPolicy
 from tests.evaluation.synthetic_policies import backbone_of, prompted
 
@@ -54,16 +53,12 @@ WAYS = {
     "recomputed bf16": Way("full", "bf16", 2),
     "recomputed fp32": Way("full", "fp32", 1),
 }
-"""Those in bf16 only where the hardware multiplies it: elsewhere torch emulates it, and a run of three minutes had not
-ended after a quarter of an hour."""
-INFIX = {"bf16": "", "fp32": "fp32_"}
-"""Number format -> what names of measurements have of it."""
 
 
 def run() -> list[Value | Ratio]:
     """Measure all by turns, so that a busy machine slows all of them alike; the public backbone size."""
-    best = best_precision(torch.device("cpu"))
-    ways = {name: way for name, way in WAYS.items() if way.precision in ("fp32", best)}
+    best, *_ = formats = cpu_formats()
+    ways = {name: way for name, way in WAYS.items() if way.precision in formats}
     requests = [EpisodeRequest(task, seed) for seed, task in enumerate(FAMILY.train_tasks)]
     episodes = EpisodeStepper(FAMILY).run(requests, RandomPolicy(FAMILY))
     normaliser = Normaliser.fit([episodes], FAMILY.return_scale)
@@ -118,7 +113,7 @@ def run() -> list[Value | Ratio]:
             f"batched, {best}",
         ),
     ]
-    for precision in sorted({"fp32", best}):
+    for precision in formats:
         infix, recomputed = INFIX[precision], f"recomputed {precision}"
         measured += [
             Value(f"eval.recompute_{infix}steps_per_s", rates[recomputed], "policy steps/s", COMMAND),

@@ -72,15 +72,16 @@ class StraightforwardTraining:
     """One update a call."""
 
     def __init__(
-        self, model: StraightforwardBackbone, windows: ResidentEpisodes, pool: PromptPool, planner: Planner
+        self, model: StraightforwardBackbone, windows: ResidentEpisodes, pool: PromptPool, planner: Planner, bf16: bool
     ) -> None:
         self.model, self.windows, self.pool, self.planner, self.step = model, windows, pool, planner, 0
+        self.bf16 = bf16
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-4)
 
     def advance(self) -> float:
         plan = self.planner.at(self.step)
         _, history = self.windows.windows(self.step, plan)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             actions = self.model(history, self.pool.prompts_at(plan.prompt_episodes)).float()
         loss = (actions - history.actions)[history.valid].square().mean()
         self.optimizer.zero_grad()

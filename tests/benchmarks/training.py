@@ -25,12 +25,13 @@ from promptdiffuser.evaluation.stepping import EpisodeRequest, EpisodeStepper
 from promptdiffuser.experiment import ClusterConfig
 from promptdiffuser.learning.backbone import BackboneLossConfig
 from promptdiffuser.learning.engine import Engine, OptimisationConfig, alone
+from promptdiffuser.learning.precision import Precision
 from promptdiffuser.learning.trainings import BackboneTraining, make_resident, train
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.experts import RandomPolicy
 from promptdiffuser.tracking.store import prepare
-from tests.benchmarks.entry import Ratio, Value
+from tests.benchmarks.entry import INFIX, Ratio, Value, cpu_formats
 from tests.benchmarks.straightforward import StraightforwardBackbone, StraightforwardTraining
 
 COMMAND = "python -m tests.benchmarks training"
@@ -81,9 +82,10 @@ def _updates(training: BackboneTraining, dataset: Dataset) -> list[Ratio | Value
 
     Each kind of update has a process of its own: what one does to the memory allocator must not help another.
     """
-    kinds = ("eager", "compiled", "fp32", "straightforward")
+    best, *others = cpu_formats()
+    infix, kinds = INFIX[best], ["eager", "compiled", "straightforward", *others]
     processes = {
-        kind: ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _prepare, (kind, training, dataset))
+        kind: ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _prepare, (kind, best, training, dataset))
         for kind in kinds
     }
     taken: dict[str, list[float]] = {kind: [] for kind in kinds}
@@ -102,24 +104,31 @@ def _updates(training: BackboneTraining, dataset: Dataset) -> list[Ratio | Value
         return Ratio(name, rates[ours] / rates[other], rates[ours], rates[other], "windows/s", other_is, COMMAND)
 
     return [
-        ratio("train.over_straightforward", "compiled", "straightforward", "straightforward (ours compiled)"),
-        ratio("train.eager_over_straightforward", "eager", "straightforward", "straightforward"),
-        ratio("train.bf16_over_fp32", "eager", "fp32", "fp32"),
-        Value("train.batch_share", rates["eager"] / rates["batch"], "of an update", COMMAND),
+        ratio(f"train.{infix}over_straightforward", "compiled", "straightforward", "straightforward (ours compiled)"),
+        ratio(f"train.eager_{infix}over_straightforward", "eager", "straightforward", "straightforward"),
+        *(ratio(f"train.{best}_over_{other}", "eager", other, other) for other in others),
+        Value(f"train.{infix}batch_share", rates["eager"] / rates["batch"], "of an update", COMMAND),
     ]
 
 
-def _prepare(kind: str, training: BackboneTraining, dataset: Dataset) -> None:
-    """Make what this process updates, and what it does to build a batch alone."""
+def _prepare(kind: str, best: Precision, training: BackboneTraining, dataset: Dataset) -> None:
+    """Make what this process updates, and what it does to build a batch.
+
+    Args:
+        kind: eager or compiled, which use the best number format; the name of another format; straightforward.
+        best: The number format that the hardware multiplies fastest.
+        training: What is trained.
+        dataset: What it learns from.
+    """
     global _advance, _build_batch
     torch.set_num_threads(THREADS)
     resident, pool = make_resident(training, dataset.read(FAMILY.train_tasks, "random"), CPU)
     planner, steps = training.planner(pool.index), itertools.count()
     if kind == "straightforward":
         model = StraightforwardBackbone(training.backbone, FAMILY.observation_dim, FAMILY.action_dim, FAMILY.horizon)
-        _advance = StraightforwardTraining(model, resident, pool, planner).advance
+        _advance = StraightforwardTraining(model, resident, pool, planner, best == "bf16").advance
     else:
-        loss = BackboneLossConfig(BATCH, precision="fp32" if kind == "fp32" else "bf16", compile=kind == "compiled")
+        loss = BackboneLossConfig(BATCH, precision="fp32" if kind == "fp32" else best, compile=kind == "compiled")
         task = replace(training, loss=loss).learning_task(resident, pool, CPU)
         _advance = Engine(task, training.optimisation, alone).advance
 
