@@ -29,7 +29,7 @@ def stage(workspace: Workspace) -> Stage:
         makers |= demonstrators(family, quality)
     settings = {
         "family": family.name,
-        "seed": experiment.seed,
+        "seed": wanted.seed,
         "qualities": wanted.qualities,
         "episodes": wanted.episodes_per_task,
         "demonstrators": {quality: shipped_file(family, quality, "json").read_text() for quality in makers},
@@ -37,14 +37,12 @@ def stage(workspace: Workspace) -> Stage:
     }
 
     def work(run: StageRun) -> None:
-        writer = DatasetWriter(run.folder / DATASET, family, workspace.command, experiment.seed)
+        writer = DatasetWriter(run.folder / DATASET, family, workspace.command, wanted.seed)
         blocks = [
             block
             for quality in wanted.qualities
             for task in family.tasks
-            for block in collect_blocks(
-                writer.storage, family, task, quality, wanted.episodes_per_task, experiment.seed
-            )
+            for block in collect_blocks(writer.storage, family, task, quality, wanted.episodes_per_task, wanted.seed)
         ]
         missing = []
         for block in blocks:

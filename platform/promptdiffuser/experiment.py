@@ -33,6 +33,9 @@ class CollectionConfig:
     """Episodes of every task and quality."""
     qualities: tuple[Quality, ...] = ("expert",)
     """Qualities to collect: expert, medium, random, mixed (tasks/experts.py says how each is made)."""
+    seed: int = 0
+    """Every random number of the dataset is addressed below this seed, not below the experiment's, so that experiments
+    of different seeds learn from the same episodes and can be compared."""
 
     def __post_init__(self) -> None:
         """Refuse an empty dataset."""
@@ -157,7 +160,8 @@ class Experiment:
     family: str = "cheetah-vel"
     """Task family."""
     seed: int = 0
-    """Every random number of the experiment is addressed below this seed."""
+    """Every random number of the experiment is addressed below this seed, except those of the dataset
+    (`collection.seed`) and the start states of the evaluation (`evaluation.seed`)."""
     methods: tuple[str, ...] = ("prompt-dt", "other-task-prompt", "prompt-diffuser", "prompt-diffuser-context")
     """Methods to compare."""
     collection: CollectionConfig = field(default_factory=CollectionConfig)
