@@ -16,7 +16,7 @@ from typing import Any
 import pretrain
 import train_diffuser
 from inside import look_inside
-from workspace import JobOptions, Stage, StageRun, Workspace, fingerprint_of, run_job
+from workspace import JobOptions, Stage, StageRun, Workspace, fingerprint_of, run_job, status_of
 
 from promptdiffuser.distributed.adaptation import adapt_cells
 from promptdiffuser.distributed.cluster import connect
@@ -119,8 +119,14 @@ def run_cells(
     if missing:
         connect(cluster)
         logged = [(cell, history_log(run.tracker, parent, cell)) for cell, parent in missing]
-        for _ in adapt_cells(logged, num_gpus=cluster.gpus_per_task):
-            run.advance()
+        try:
+            for _ in adapt_cells(logged, num_gpus=cluster.gpus_per_task):
+                run.advance()
+        except BaseException as error:
+            for cell, log in logged:
+                if log is not None:
+                    log.finish("FINISHED" if cell.is_done else status_of(type(error)))
+            raise
 
 
 def history_log(tracker: Tracker, parent: RunLog, cell: AdaptationCell) -> RunLog | None:

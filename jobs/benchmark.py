@@ -25,7 +25,7 @@ import tyro
 from recipes import BENCHMARKS
 from recipes.benchmarks import Benchmark, BenchmarkCell
 from rich.table import Table
-from workspace import JobOptions, Stage, StageRun, Workspace, fingerprint_of, run_job
+from workspace import JobOptions, Stage, StageRun, Workspace, fingerprint_of, run_job, status_of
 
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.training import train_apart
@@ -112,9 +112,14 @@ def trainings_stage(base: Workspace, name: str, trainings: Trainings) -> Stage:
         if jobs:
             cluster = base.experiment.cluster
             connect(cluster)
-            with run.watch_training([job.folder for job in jobs]):
-                for job in train_apart(jobs, num_gpus=cluster.gpus_per_task):
-                    job.run.finish()
+            try:
+                with run.watch_training([job.folder for job in jobs]):
+                    for job in train_apart(jobs, num_gpus=cluster.gpus_per_task):
+                        job.run.finish()
+            except BaseException as error:
+                for job in jobs:
+                    job.run.finish("FINISHED" if (job.folder / "model").is_dir() else status_of(type(error)))
+                raise
 
     return Stage(name, "train-diffuser", {"folders": sorted(f.name for f in trainings)}, work, base.command)
 

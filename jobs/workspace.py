@@ -8,6 +8,7 @@ finished stage is recognised, an interrupted one continues.
 import dataclasses
 import hashlib
 import json
+import signal
 import sys
 import tempfile
 import threading
@@ -186,7 +187,7 @@ class Workspace:
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if "run_log" in self.__dict__:
-            self.run_log.finish(_status(kind))
+            self.run_log.finish(status_of(kind))
         self.delivery.__exit__(kind, *error)
 
     @property
@@ -232,7 +233,7 @@ class Workspace:
             with self.at_work(stage.name, folder, run) as stage_run:
                 stage.work(stage_run)
         except BaseException as error:
-            run.finish(_status(type(error)))
+            run.finish(status_of(type(error)))
             raise
         seconds = time.perf_counter() - started
         run.log_metrics({"time/stage_s": seconds})
@@ -267,7 +268,8 @@ def _check_writable(folder: Path) -> None:
         raise UserError(f"{folder} cannot be written ({error.strerror}); name another folder by --outputs") from error
 
 
-def _status(error: type[BaseException] | None) -> Literal["FINISHED", "FAILED", "KILLED"]:
+def status_of(error: type[BaseException] | None) -> Literal["FINISHED", "FAILED", "KILLED"]:
+    """Return the MLflow status of a run whose work ended with an error, or without one."""
     if error is None:
         return "FINISHED"
     return "KILLED" if issubclass(error, KeyboardInterrupt) else "FAILED"
@@ -276,7 +278,8 @@ def _status(error: type[BaseException] | None) -> Literal["FINISHED", "FAILED", 
 def run_job(main: Callable[[Any], None], description: str, recipes: dict[str, tuple[str, Any]] | None = None) -> None:
     """Parse `RECIPE [options]` and run a job; `recipes` are (description, options) by name, default the experiments.
 
-    Exit status: 0 when it did its work, 2 with a one-line message for what the user can repair, 130 after Ctrl-C.
+    Exit status: 0 when it did its work, 2 with a one-line message for what the user can repair, 130 after Ctrl-C, 143
+    after SIGTERM.
     """
     with exit_status():
         if recipes is None:
@@ -290,12 +293,24 @@ def run_job(main: Callable[[Any], None], description: str, recipes: dict[str, tu
 
 @contextmanager
 def exit_status() -> Iterator[None]:
-    """Turn what ends a job into its exit status."""
+    """Turn what ends a job into its exit status; SIGTERM, which Slurm and Kubernetes send, ends it as Ctrl-C does."""
+    ended_by = signal.SIGINT
+
+    def terminate(number: int, frame: object) -> None:
+        # Ray raises a new KeyboardInterrupt in the place of one that interrupts its calls, so the exception cannot say.
+        nonlocal ended_by
+        ended_by = signal.SIGTERM
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command continues where this one stopped", file=sys.stderr)
-        sys.exit(130)
+        how = "interrupted" if ended_by == signal.SIGINT else "terminated"
+        print(f"{how}; the same command continues where this one stopped", file=sys.stderr)
+        sys.exit(128 + ended_by)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -2,7 +2,9 @@
 
 import logging
 import os
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -43,17 +45,19 @@ def connect(cluster: ClusterConfig, trials: int = 0, validates: bool = False, da
     if not address:
         local = {"CPU": float(cluster.local_cpus), "GPU": float(torch.cuda.device_count())}
         _require(cluster, trials, validates, local)
-        ray.init(
-            "local",  # never an unrelated cluster that happens to run on this machine
-            num_cpus=cluster.local_cpus,
-            include_dashboard=dashboard,
-            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-            _system_config={"worker_niceness": WORKER_NICENESS},
-            **quiet,
-        )
+        with _keeping_sigterm():
+            ray.init(
+                "local",  # never an unrelated cluster that happens to run on this machine
+                num_cpus=cluster.local_cpus,
+                include_dashboard=dashboard,
+                object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+                _system_config={"worker_niceness": WORKER_NICENESS},
+                **quiet,
+            )
         return
     try:
-        ray.init(address, **quiet)
+        with _keeping_sigterm():
+            ray.init(address, **quiet)
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address}; start one or unset it") from error
     _require(cluster, trials, validates, ray.cluster_resources())
@@ -61,6 +65,25 @@ def connect(cluster: ClusterConfig, trials: int = 0, validates: bool = False, da
         _require_cuda(cluster.gpus_per_worker)
     if dashboard:
         _require_dashboard()
+
+
+@contextmanager
+def _keeping_sigterm() -> Iterator[None]:
+    """Give SIGTERM its handler back after `ray.init`.
+
+    Ray puts one in Python that exits, and one in C++ that prints the stack and aborts the process after 3 s, whatever
+    Python still has to finish by then.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as error:
+        signal.signal(signal.SIGTERM, before)
+        if error.code == signal.SIGTERM:  # it came while Ray started
+            signal.raise_signal(signal.SIGTERM)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def cores_of_overcommitted() -> int | None:
