@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import pytest
 from moto.server import ThreadedMotoServer
+from pyarrow import fs
 
 from promptdiffuser.data import storage as storage_module
 from promptdiffuser.data.episodes import Episodes
@@ -23,6 +24,7 @@ from promptdiffuser.data.store import DatasetWriter, open_dataset
 from promptdiffuser.errors import UserError
 from promptdiffuser.tasks import FAMILIES
 from tests.data.synthetic import assert_equal, draw_episodes, write_dataset
+from tests.killed import end_without_a_word, in_a_process
 
 FAMILY = FAMILIES["cheetah-vel"]
 TASKS = (0, 7)
@@ -82,6 +84,11 @@ def break_off_writing(storage: Storage, name: str) -> None:
     with storage.writing(name) as file:
         file.write(b"thi")
         raise KeyError("in the middle")
+
+
+def names_in(storage: Storage, folder: str) -> list[str]:
+    found = storage.filesystem.get_file_info(fs.FileSelector(storage.path(folder).rstrip("/")))
+    return sorted(each.base_name for each in found)
 
 
 def content_of(storage: Storage, name: str) -> bytes:
@@ -145,6 +152,33 @@ def test_file_is_seen_when_it_is_whole(location: str) -> None:
     assert content_of(storage, "a/file") == b"second"
     assert not storage.has("a")
     assert not storage.has("b")
+    assert names_in(storage, "a") == ["file"], "a write that was broken off leaves nothing"
+
+
+def test_two_writers_of_a_file_do_not_meet(location: str) -> None:
+    storage = Storage.at(location)
+    with storage.writing("a/file") as first:
+        first.write(b"first")
+        with storage.writing("a/file") as second:
+            second.write(b"second")
+        assert content_of(storage, "a/file") == b"second"
+    assert content_of(storage, "a/file") == b"first"
+    assert names_in(storage, "a") == ["file"]
+
+
+def test_a_killed_writers_leftover_goes_with_the_next_write(tmp_path: Path) -> None:
+    storage = Storage.at(tmp_path)
+
+    def killed() -> None:
+        with storage.writing("file") as file:
+            file.write(b"thi")
+            end_without_a_word()
+
+    in_a_process(killed)
+    assert len(names_in(storage, "")) == 1
+    with storage.writing("other") as file:
+        file.write(b"this")
+    assert names_in(storage, "") == ["other"]
 
 
 def test_large_file_has_the_checksum_of_all_of_it(location: str) -> None:

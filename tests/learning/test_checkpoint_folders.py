@@ -2,11 +2,16 @@
 
 import json
 import logging
+import re
+import signal
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from promptdiffuser.errors import UserError
 from promptdiffuser.learning.checkpoint import (
@@ -15,7 +20,9 @@ from promptdiffuser.learning.checkpoint import (
     load_checkpoint,
     newest_valid_checkpoint,
     save_checkpoint,
+    write_json,
 )
+from tests.killed import end_without_a_word, files_up_to, in_a_process
 from tests.learning.damage import flip_a_byte, truncate
 
 
@@ -96,33 +103,112 @@ def test_without_a_valid_checkpoint_there_is_none(tmp_path: Path) -> None:
     assert newest_valid_checkpoint(tmp_path) is None
 
 
-def test_a_leftover_of_an_interrupted_save_is_ignored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_there_is_no_moment_at_which_neither_the_old_nor_the_new_checkpoint_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
 ) -> None:
-    """A process that dies before the rename leaves its temporary folder, however complete, behind."""
-    save(tmp_path / "step-00000001", 1)
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", power_cut)
-        with pytest.raises(OSError, match="power cut"):
-            save(tmp_path / "step-00000002", 2)
-    assert len(list(tmp_path.iterdir())) == 2, "the interrupted save left nothing to ignore"
-    checkpoint = newest_valid_checkpoint(tmp_path)
-    assert checkpoint is not None
-    assert checkpoint.documents["progress"]["step"] == 1
-    assert not caplog.messages
-    save(tmp_path / "step-00000002", 2)
-    assert load_checkpoint(tmp_path / "step-00000002").documents["progress"]["step"] == 2
+    """The writer is killed before its first, second or third rename."""
+    save(tmp_path / "model", 1)
+    left, rename = [renames], Path.rename
+
+    def cut_short(source: Path, target: Path) -> Path:
+        if left[0] == 0:
+            end_without_a_word()
+        left[0] -= 1
+        return rename(source, target)
+
+    def interrupted() -> None:
+        monkeypatch.setattr(Path, "rename", cut_short)
+        save(tmp_path / "model", 2)
+
+    in_a_process(interrupted)
+    assert load_checkpoint(tmp_path / "model").documents["progress"]["step"] in (1, 2)
+    save(tmp_path / "model", 3)
+    assert load_checkpoint(tmp_path / "model").documents["progress"]["step"] == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["model"], "what the dead writer left must go"
 
 
-def power_cut(source: Path, target: Path) -> Path:
-    raise OSError(f"power cut before {source} became {target}")
+def test_a_dead_writers_leftovers_go_and_a_living_ones_stay(tmp_path: Path) -> None:
+    """Two processes save the same checkpoint; one of them is killed."""
+    tensors = {"engine": {"vector": torch.zeros(3)}}
+
+    def killed_in_the_middle() -> None:
+        save_checkpoint(tmp_path / "step-1", Interrupting(tensors, end_without_a_word), {})
+
+    assert in_a_process(killed_in_the_middle) == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1
+
+    def saves_meanwhile() -> None:
+        assert in_a_process(lambda: save(tmp_path / "step-1", 2) and keep_last_checkpoints(tmp_path, 1)) == 0
+        assert load_checkpoint(tmp_path / "step-1").documents["progress"]["step"] == 2
+
+    save_checkpoint(tmp_path / "step-1", Interrupting(tensors, saves_meanwhile), {"progress": {"step": 1}})
+    assert load_checkpoint(tmp_path / "step-1").documents["progress"]["step"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+
+
+class Interrupting(dict[str, dict[str, torch.Tensor]]):
+    """Tensors that let something happen while they are written."""
+
+    def __init__(self, tensors: dict[str, dict[str, torch.Tensor]], happening: Callable[[], None]) -> None:
+        super().__init__(tensors)
+        self.happening = happening
+
+    def items(self) -> Any:
+        yield from super().items()
+        self.happening()
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_else(tmp_path: Path) -> None:
+    save(tmp_path / "model", 1)
+    write_json(tmp_path / "note.json", {"step": 1})
+    with files_up_to(100):
+        with pytest.raises((OSError, SafetensorError)):
+            save(tmp_path / "model", 2)
+        with pytest.raises(OSError, match="large"):
+            write_json(tmp_path / "note.json", {"step": list(range(1000))})
+    assert load_checkpoint(tmp_path / "model").documents["progress"]["step"] == 1
+    assert json.loads((tmp_path / "note.json").read_text()) == {"step": 1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "note.json"]
+
+
+@pytest.mark.parametrize("foreign", ["../secret.json", "below/secret.json", "..", "", "{absolute}"])
+def test_a_manifest_names_files_of_its_own_folder(tmp_path: Path, foreign: str) -> None:
+    """A model from elsewhere must not make anything read files beside it, checksum or not."""
+    secret = tmp_path / "secret.json"
+    secret.write_text('{"token": 1}')
+    folder = save(tmp_path / "model")
+    name = foreign.format(absolute=secret)
+    manifest = json.loads((folder / MANIFEST).read_text()) | {name: sha256(secret.read_bytes()).hexdigest()}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=rf"model/{MANIFEST} names {re.escape(repr(name))}.*own folder"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '"text"', '{"engine.safetensors": 3}', "[" * 100_000, "\xff"])
+def test_a_manifest_that_is_none_is_named(tmp_path: Path, content: str) -> None:
+    folder = save(tmp_path / "model")
+    (folder / MANIFEST).write_text(content, encoding="latin-1")
+    with pytest.raises(UserError, match=rf"model/{MANIFEST} is broken") as refusal:
+        load_checkpoint(folder)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["engine.safetensors", "progress.json"])
+def test_content_that_is_no_such_file_is_named_though_its_checksum_is_right(tmp_path: Path, name: str) -> None:
+    folder = save(tmp_path / "model")
+    (folder / name).write_bytes(b"{no such file")
+    manifest = json.loads((folder / MANIFEST).read_text()) | {name: sha256(b"{no such file").hexdigest()}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=rf"model/{name} is broken"):
+        load_checkpoint(folder)
 
 
 def test_only_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
     for number in (9, 10, 100):
         save(tmp_path / f"step-{number:08d}", number)
     save(tmp_path / "model")
-    (tmp_path / ".step-00000011.writing-123").mkdir()  # of a process that was killed
+    in_a_process(lambda: save_checkpoint(tmp_path / "step-00000011", Interrupting({}, end_without_a_word), {}) and None)
     keep_last_checkpoints(tmp_path, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "step-00000010", "step-00000100"]
 

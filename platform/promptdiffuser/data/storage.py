@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import fs
 
+from promptdiffuser import files
 from promptdiffuser.errors import UserError
 
 CHUNK_BYTES = 1 << 20
@@ -74,13 +75,30 @@ class Storage:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[pa.NativeFile]:
-        """Write a file under a temporary name that becomes its own in the end: it is never seen half-written."""
+        """Write a file under a temporary name that becomes its own in the end: it is never seen half-written.
+
+        A write that fails leaves nothing; what a killed process leaves on an object store stays there.
+        """
         folder, _, last = self.path(name).rpartition("/")
-        temporary = f"{folder}/.{last}.writing"
         try:
             self.filesystem.create_dir(folder, recursive=True)
         except OSError as error:
             raise UserError(f"{self.location} cannot be written: {error}") from error
-        with self.filesystem.open_output_stream(temporary) as file:
+        put = files.writing(Path(folder, last)) if self._is_local else self._uploading(folder, last)
+        with put as temporary, self.filesystem.open_output_stream(str(temporary)) as file:
             yield file
-        self.filesystem.move(temporary, f"{folder}/{last}")
+
+    @property
+    def _is_local(self) -> bool:
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    @contextmanager
+    def _uploading(self, folder: str, name: str) -> Iterator[str]:
+        temporary = f"{folder}/{files.temporary_name(name)}"
+        try:
+            yield temporary
+            self.filesystem.move(temporary, f"{folder}/{name}")
+        except BaseException:
+            with suppress(OSError):
+                self.filesystem.delete_file(temporary)
+            raise

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptdiffuser.errors import UserError
-from promptdiffuser.learning.checkpoint import replacing, write_json
+from promptdiffuser.files import replacing
+from promptdiffuser.learning.checkpoint import write_json
 from promptdiffuser.learning.selection import Direction, select_best
 
 SCORES = "scores.json"
