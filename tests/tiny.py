@@ -33,10 +33,20 @@ def arguments(folder: Path, methods: Sequence[str]) -> list[str]:
     return ["quickstart", *OPTIONS, "--methods", *methods, "--outputs", str(folder)]
 
 
-def start_pipeline(folder: Path, methods: Sequence[str] = METHODS) -> subprocess.Popen[str]:
-    """Start the tiny quickstart in a process group of its own, as a terminal does."""
+def start_pipeline(
+    folder: Path, methods: Sequence[str] = METHODS, outputs: Path | None = None, options: Sequence[str] = ()
+) -> subprocess.Popen[str]:
+    """Start the tiny quickstart in a process group of its own, as a terminal does.
+
+    Args:
+        folder: Folder of the MLflow store, and of the outputs unless they are elsewhere.
+        methods: Methods to compare.
+        outputs: Folder of the outputs.
+        options: Further options.
+    """
+    command = [sys.executable, str(ROOT / "jobs" / "pipeline.py"), *arguments(outputs or folder, methods), *options]
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "jobs" / "pipeline.py"), *arguments(folder, methods)],
+        command,
         cwd=folder,
         env=environment(folder),
         stdout=subprocess.PIPE,

@@ -21,10 +21,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from promptdiffuser.errors import UserError
+
 _HOST = socket.gethostname()
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<role>writing|before)-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}")
 _CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _CANNOT_SYNC = (errno.EINVAL, errno.EOPNOTSUPP)
+_REMEDIES = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "make it writable",
+}
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
 log = logging.getLogger(__name__)
 
@@ -36,22 +45,55 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
+def writing_below(folder: Path | str) -> Iterator[None]:
+    """Turn the error of a full or write-protected disk into a `UserError` that names the folder.
+
+    The errors of Python, pyarrow and safetensors are recognised. A file elsewhere that cannot be read is no error of
+    this folder and passes.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else _rust_error(error)
+        if number not in _REMEDIES:
+            raise
+        named = Path(os.fsdecode(getattr(error, "filename", None) or folder))
+        is_elsewhere = not named.is_relative_to(folder)
+        if is_elsewhere and number == errno.EACCES:
+            raise
+        raise UserError(
+            f"{named.parent if is_elsewhere else folder} cannot be written ({os.strerror(number)}); "
+            f"{_REMEDIES[number]}, or write elsewhere; the same command then continues"
+        ) from error
+
+
+def _rust_error(error: Exception) -> int | None:
+    """Return the number that Rust's libraries write into the message of an error of the system."""
+    found = _RUST_ERROR.search(str(error))
+    return int(found[1]) if found else None
+
+
+@contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """Give the body a path to write a file to, which takes the place of `path` once the body has ended.
 
     If the body or the disk fails, `path` stays as it was and nothing else is left.
+
+    Raises:
+        UserError: The disk is full or write-protected.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tidy(path.parent)
-    temporary = path.with_name(temporary_name(path.name))
-    try:
-        yield temporary
-        _sync(temporary)
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
+    with writing_below(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tidy(path.parent)
+        temporary = path.with_name(temporary_name(path.name))
+        try:
+            yield temporary
+            _sync(temporary)
+            temporary.rename(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync(path.parent)
 
 
 @contextmanager
@@ -61,21 +103,25 @@ def replacing(folder: Path) -> Iterator[Path]:
     At every moment the old or the new folder is on the disk. A writer that is killed between the two renames leaves the
     old one under another name; `restore` gives it its name back.
     If the body or the disk fails, `folder` stays as it was and nothing else is left.
+
+    Raises:
+        UserError: The disk is full or write-protected.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    tidy(folder.parent)
-    new = folder.with_name(temporary_name(folder.name))
-    new.mkdir()
-    try:
-        yield new
-        for path in (*new.rglob("*"), new):
-            _sync(path)
-        old = _swap(new, folder)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        restore(folder)
-        raise
-    _sync(folder.parent)
+    with writing_below(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        tidy(folder.parent)
+        new = folder.with_name(temporary_name(folder.name))
+        try:
+            new.mkdir()
+            yield new
+            for path in (*new.rglob("*"), new):
+                _sync(path)
+            old = _swap(new, folder)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            restore(folder)
+            raise
+        _sync(folder.parent)
     for path in old:
         shutil.rmtree(path, ignore_errors=True)
 

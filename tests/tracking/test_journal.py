@@ -5,6 +5,8 @@ import logging
 import multiprocessing
 import os
 import shutil
+import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -100,10 +102,11 @@ def test_a_damaged_entry_is_set_aside_and_the_others_are_delivered(
 def test_what_a_dead_writer_left_is_deleted_and_what_a_living_one_writes_stays(log: RunLog) -> None:
     assert log.journal is not None
     log.log_metrics({"train/loss": 0.5})
-    left, living = log.journal / ".1-gone-7-aa.json.writing", log.journal / ".2-here-8-bb.json.writing"
+    host, ended = socket.gethostname(), subprocess.Popen(["true"])
+    ended.wait()
+    left, living = (log.journal / f".1.json.writing-{host}-{pid}-0123abcd" for pid in (ended.pid, os.getpid()))
     for path in (left, living):
         path.write_text("{")
-    os.utime(left, (time.time() - 2 * 24 * HOUR_S,) * 2)
     deliver(log.uri, log.journal)
     assert not left.exists()
     assert living.exists()

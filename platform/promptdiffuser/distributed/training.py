@@ -11,7 +11,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from torch import Tensor
 
@@ -29,6 +29,7 @@ from promptdiffuser.distributed.datasets import (
 from promptdiffuser.distributed.streaming import StreamedWindows, WindowCutter
 from promptdiffuser.distributed.tasks import run_tasks, task_device
 from promptdiffuser.distributed.validation import NORMALISED, Validation, validating
+from promptdiffuser.errors import UserError
 from promptdiffuser.experiment import ClusterConfig
 from promptdiffuser.learning.engine import NonFiniteGradientError
 from promptdiffuser.learning.snapshots import use_best_snapshot
@@ -121,7 +122,15 @@ def _fit_interruptibly(trainer: TorchTrainer) -> None:
             outcome.set_exception(error)
 
     Thread(target=fit, daemon=True).start()
-    if isinstance(error := outcome.result(), NonFiniteGradientError):
+    try:
+        error = outcome.result()
+    except WorkerGroupError as failed:
+        # Ray's own message is the workers' tracebacks; only the writer among them meets a full disk.
+        for cause in failed.worker_failures.values():
+            if isinstance(cause, UserError):
+                raise cause from failed
+        raise
+    if isinstance(error, NonFiniteGradientError):
         raise error
 
 

@@ -17,8 +17,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from promptdiffuser.errors import UserError
+from promptdiffuser.files import tidy
 from promptdiffuser.tracking.addresses import check_answers, first_line, shown
-from promptdiffuser.tracking.journal import Entry, pending, read, set_aside, tidy
+from promptdiffuser.tracking.journal import Entry, pending, read, set_aside
 from promptdiffuser.tracking.store import client_of
 from promptdiffuser.tracking.writing import FileGoneError, file_of, merged, write
 

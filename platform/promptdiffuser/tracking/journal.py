@@ -18,15 +18,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from promptdiffuser.files import writing
+
 JOURNAL = "journal"
 """Name of the folder, below an experiment's."""
 REFUSED = "refused"
 """Folder below it for entries that the store will never take, and for damaged ones."""
 
 Kind = Literal["metrics", "history", "params", "tags", "dataset", "artifact", "text", "model", "status"]
-
-_ABANDONED_AFTER_S = 24 * 3600
-"""Writing an entry takes milliseconds; the rest is for clocks of machines that differ."""
 
 _logger = logging.getLogger(__name__)
 _lock = threading.Lock()
@@ -44,34 +43,26 @@ class Entry:
 
 
 def append(folder: Path, entry: Entry) -> None:
-    """Add an entry after all that are in the folder, whatever their writers' clocks said."""
+    """Add an entry after all that are in the folder, whatever their writers' clocks said.
+
+    Raises:
+        UserError: The disk is full or write-protected.
+    """
     global _last_number
-    folder.mkdir(parents=True, exist_ok=True)
     with _lock:
         number = _last_number = max(time.time_ns(), _last_number + 1, _highest_number(folder) + 1)
     name = f"{number:020d}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.json"
-    temporary = folder / f".{name}.writing"
-    try:
-        with temporary.open("w") as file:
-            json.dump(asdict(entry), file)
-            file.flush()
-            os.fsync(file.fileno())  # a machine that fails after the rename would leave an empty entry
-        temporary.rename(folder / name)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with writing(folder / name) as path:
+        path.write_text(json.dumps(asdict(entry)))
 
 
 def _highest_number(folder: Path) -> int:
-    names = (name for name in os.listdir(folder) if name.endswith(".json") and name[:20].isdigit())
-    return int(max(names, default="0")[:20])
-
-
-def tidy(folder: Path) -> None:
-    """Delete entries whose writers ended in the middle."""
-    for path in folder.glob(".*.writing"):
-        if time.time() - path.stat().st_mtime > _ABANDONED_AFTER_S:
-            path.unlink(missing_ok=True)
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return 0
+    numbers = (name for name in names if name.endswith(".json") and name[:20].isdigit())
+    return int(max(numbers, default="0")[:20])
 
 
 def pending(folder: Path) -> list[Path]:
