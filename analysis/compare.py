@@ -24,6 +24,7 @@ from analysis.evidence import columns_of
 from analysis.sides import Side, find_sides
 from analysis.tables import write_tables
 from analysis.verdicts import counted, verdict
+from promptdiffuser.console import open_console, print_table
 from promptdiffuser.errors import UserError
 from promptdiffuser.paths import local_path
 from promptdiffuser.statistics.aggregates import probability_of_improvement
@@ -32,8 +33,6 @@ from promptdiffuser.statistics.paired import PairedDifference, adjusted, mean_re
 from promptdiffuser.statistics.scores import run_scores
 from promptdiffuser.tracking.store import resolve_uri
 
-WIDTH = 150
-"""Columns of what is printed where it is not written to a terminal."""
 _LONG = 12
 """A difference of settings with more lines than this is shown in the page, not in the terminal."""
 
@@ -287,9 +286,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     settings = comparison.settings
     shown = _table("What differs", settings.head(_LONG).reset_index())
     shown.caption = f"and {len(settings) - _LONG} more settings, see settings.csv" if len(settings) > _LONG else None
-    console.print(shown)
-    console.print(_table("Returns", comparison.returns))
-    console.print(_table("Costs", comparison.costs.reset_index()))
+    for table in (shown, _table("Returns", comparison.returns), _table("Costs", comparison.costs.reset_index())):
+        print_table(console, table)
     for sentence in comparison.verdicts:
         console.print(f"[bold]{sentence}[/]", soft_wrap=True)
 
@@ -310,7 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print_comparison(comparison, Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False))
+    print_comparison(comparison, open_console(highlight=False))
     print(f"wrote {path}")
     return 0
 

@@ -27,6 +27,7 @@ from recipes.benchmarks import Benchmark, BenchmarkCell
 from rich.table import Table
 from workspace import JobOptions, Stage, StageRun, Workspace, fingerprint_of, run_job, status_of
 
+from promptdiffuser.console import print_table
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.training import train_apart
 from promptdiffuser.learning.trainings import DiffuserTraining
@@ -233,7 +234,7 @@ def run_family(options: BenchmarkOptions, family: str) -> None:
             with each.workspace as workspace:
                 workspace.run(evaluate.stage(workspace))
         folder = base.run(results_stage(base, benchmark, cells))
-        base.console.print(_table(family, pd.read_csv(folder / "table.csv")))
+        print_table(base.console, _table(family, pd.read_csv(folder / "table.csv")))
         base.console.print(f"page     {folder / 'index.html'}", soft_wrap=True)
 
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from workspace import exit_status
 
+from promptdiffuser.console import open_console, print_table
 from promptdiffuser.data.store import Dataset, open_dataset
 from promptdiffuser.errors import UserError
 from promptdiffuser.paths import local_path
@@ -24,9 +25,6 @@ from promptdiffuser.paths import local_path
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # analysis/ stands beside jobs/, outside of the package
 
 from analysis.datasets import Line, histograms, table
-
-WIDTH = 150
-"""Columns of the table where it is not written to a terminal."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def describe(dataset: Dataset, every_task: bool, console: Console) -> None:
     shown.add_section()
     for line in totals:
         shown.add_row(*cells(line, family.has_success), style="bold")
-    console.print(shown)
+    print_table(console, shown)
     if len(lines) < len({(record.task, record.quality) for record in manifest.files.values()}):
         console.print("classes of tasks are shown; --all shows every task")
     seed = "none: imported episodes" if manifest.seed is None else str(manifest.seed)
@@ -88,7 +86,7 @@ def main(job: Describe) -> None:
     dataset = open_dataset(job.dataset)
     if not dataset.manifest.files:
         raise UserError(f"{job.dataset} holds no episodes")
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console = open_console()
     describe(dataset, job.all, console)
     if job.histograms is not None:
         job.histograms.mkdir(parents=True, exist_ok=True)

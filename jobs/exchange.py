@@ -17,6 +17,7 @@ import tyro
 from rich.console import Console
 from workspace import exit_status
 
+from promptdiffuser.console import open_console
 from promptdiffuser.data.interchange import macaw, minari_io
 from promptdiffuser.data.store import Dataset, DatasetWriter, open_dataset
 from promptdiffuser.errors import UserError
@@ -166,4 +167,4 @@ def say_made(console: Console, dataset: Dataset) -> None:
 if __name__ == "__main__":
     with exit_status():
         job = tyro.cli(Exchange, description=__doc__)  # type: ignore[arg-type, call-overload, var-annotated]
-        job.run(Console(soft_wrap=True))
+        job.run(open_console(soft_wrap=True))

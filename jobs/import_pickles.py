@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from workspace import exit_status
 
+from promptdiffuser.console import open_console
 from promptdiffuser.data.interchange.prompt_dt import file_task, read_prompt_dt_pickle
 from promptdiffuser.data.store import DatasetWriter
 from promptdiffuser.errors import UserError
@@ -61,7 +61,7 @@ def wanted_files(job: ImportPickles) -> Iterator[tuple[Path, int, Quality]]:
 
 def main(job: ImportPickles) -> None:
     """Run the job."""
-    family, console = get_family(job.family), Console(soft_wrap=True)
+    family, console = get_family(job.family), open_console(soft_wrap=True)
     files = list(wanted_files(job))
     writer = DatasetWriter(job.dataset, family, " ".join(["python", *sys.argv]))
     for path, task, quality in files:

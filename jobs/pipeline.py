@@ -20,6 +20,7 @@ import tyro
 from rich.table import Table
 from workspace import JobOptions, Workspace, exit_status, run_job
 
+from promptdiffuser.console import print_table
 from promptdiffuser.errors import UserError
 from promptdiffuser.evaluation.scores import FLOORS, learned_something
 from promptdiffuser.experiment import Experiment
@@ -43,7 +44,7 @@ def run_experiment(options: JobOptions) -> None:
     shutil.copyfile(results / "summary.json", workspace.folder / "summary.json")
     report = _write_report(workspace)
     summary = json.loads((workspace.folder / "summary.json").read_text())
-    workspace.console.print(_table(summary))
+    print_table(workspace.console, _table(summary))
     workspace.console.print(f"summary  {workspace.folder / 'summary.json'}", soft_wrap=True)
     workspace.console.print(f"report   {report}", soft_wrap=True)
     workspace.console.print("runs     make ui   (MLflow on http://127.0.0.1:5000)")

@@ -24,6 +24,7 @@ from recipes.quickstart import quickstart
 from rich.table import Table
 from workspace import JobOptions, Stage, StageRun, Workspace, run_job
 
+from promptdiffuser.console import print_table
 from promptdiffuser.data.plans import Rounds, held_out_plan
 from promptdiffuser.data.windows import PromptPool
 from promptdiffuser.diffusion.process import Diffusion, DiffusionConfig
@@ -192,7 +193,7 @@ def main(table: SamplerTable) -> None:
             trained = workspace.run(training_stage(own, table.diffuser))
             folders.append(workspace.run(losses_stage(own, table, trained)))
         losses = pd.concat([pd.read_parquet(folder / LOSSES) for folder in folders])
-    workspace.console.print(compared(losses, table.samplers))
+    print_table(workspace.console, compared(losses, table.samplers))
 
 
 def quickstart_of_fifty_levels() -> SamplerTable:

@@ -23,8 +23,9 @@ import torch
 import tyro
 from recipes import SWEEPS
 from rich.table import Table
-from workspace import JobOptions, Workspace, fingerprint_of, run_job
+from workspace import POLL_SECONDS, JobOptions, Workspace, fingerprint_of, run_job
 
+from promptdiffuser.console import print_table, repeatedly
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.sweeps import run_sweep
 from promptdiffuser.distributed.trials import SUMMARISED, SweepPlan
@@ -122,7 +123,7 @@ def run(workspace: Workspace, plan: SweepPlan) -> None:
         def look() -> None:
             shown.expect(max(sweep.most_trials or 0, len(ledger)), len(ledger.rows()))
 
-        with shown.watch(look):
+        with repeatedly(look, POLL_SECONDS):
             run_sweep(plan)
 
 
@@ -149,7 +150,7 @@ def write_results(plan: SweepPlan, workspace: Workspace) -> Row | None:
     for name in names:
         plan.parent.log_artifact(ledger.folder / name)
     num_tasks = len(get_family(sweep.experiment.family).validation_tasks)
-    workspace.console.print(table(ledger, rows, num_tasks))
+    print_table(workspace.console, table(ledger, rows, num_tasks))
     for name in names:
         workspace.console.print(f"{name:<16} {ledger.folder / name}", soft_wrap=True)
     return best

@@ -11,23 +11,23 @@ import json
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import pandas as pd
 import tyro
 from recipes import RECIPES
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
+from promptdiffuser.console import Reporter, open_console, repeatedly
 from promptdiffuser.errors import UserError
 from promptdiffuser.experiment import Experiment
+from promptdiffuser.files import writing_below
 from promptdiffuser.paths import local_path
 from promptdiffuser.tracking.delivery import Delivery
 from promptdiffuser.tracking.journal import JOURNAL
@@ -91,16 +91,15 @@ class StageRun:
     folder: Path
     run: RunLog
     tracker: Tracker
-    progress: Progress
-    bar: Any
+    reporter: Reporter
 
     def expect(self, total: int, done: int = 0) -> None:
         """Say how many pieces of work the stage has."""
-        self.progress.update(self.bar, total=total, completed=done)
+        self.reporter.expect(total, done)
 
     def advance(self, pieces: int = 1) -> None:
         """Say that pieces are done."""
-        self.progress.advance(self.bar, pieces)
+        self.reporter.advance(pieces)
 
     @contextmanager
     def watch_training(self, folders: list[Path]) -> Iterator[None]:
@@ -111,33 +110,10 @@ class StageRun:
             if notes:
                 total = max(note["steps"] for note in notes) * len(folders)
                 self.expect(total, sum(note["step"] for note in notes))
+                self.reporter.show_losses(dict(pd.DataFrame([note.get("losses", {}) for note in notes]).mean()))
 
-        with self.watch(look):
+        with repeatedly(look, POLL_SECONDS):
             yield
-
-    @contextmanager
-    def watch(self, look: Callable[[], None]) -> Iterator[None]:
-        """Look at the progress of other processes while the body works."""
-        stop = threading.Event()
-
-        def watch() -> None:
-            while not stop.wait(POLL_SECONDS):
-                look()
-
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-
-
-class RateColumn(ProgressColumn):
-    """Pieces per second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f}/s" if task.speed else "", style="cyan")
 
 
 @dataclass(eq=False)
@@ -154,7 +130,7 @@ class Workspace:
     base: "Workspace | None" = None
     """The benchmark that the experiment is one cell of: its run is the parent of this one's, and its dataset and
     backbones are adapted."""
-    console: Console = field(default_factory=Console)
+    console: Console = field(default_factory=open_console)
 
     def __post_init__(self) -> None:
         _check_writable(self.options.outputs.resolve())
@@ -163,6 +139,7 @@ class Workspace:
         self.folder = self.options.outputs.resolve() / self.experiment.name
         self.tracker = prepare(resolve_uri(), self.experiment.name, tags, self.folder / JOURNAL)
         self.delivery = Delivery(self.tracker.uri, self.folder / JOURNAL)
+        self._closing = ExitStack()
 
     @cached_property
     def run_log(self) -> RunLog:
@@ -182,13 +159,17 @@ class Workspace:
         return run
 
     def __enter__(self) -> "Workspace":
-        self.delivery.__enter__()
+        self._closing.enter_context(writing_below(self.folder))
+        self._closing.enter_context(self.delivery)
+        self._closing.push(self._finish)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
+        self._closing.__exit__(*error)
+
+    def _finish(self, kind: type[BaseException] | None, *error: object) -> None:
         if "run_log" in self.__dict__:
             self.run_log.finish(status_of(kind))
-        self.delivery.__exit__(kind, *error)
 
     @property
     def command(self) -> str:
@@ -247,16 +228,9 @@ class Workspace:
     @contextmanager
     def at_work(self, name: str, folder: Path, run: RunLog) -> Iterator[StageRun]:
         """Show the progress of what the body does, and log what it makes of the machine."""
-        columns = (
-            TextColumn("{task.description:<34}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            RateColumn(),
-            TimeRemainingColumn(),
-        )
-        with system_metrics(run), Progress(*columns, console=self.console, transient=True) as progress:
-            bar = progress.add_task(name, total=None)
-            yield StageRun(folder, run, self.tracker, progress, bar)
+        reporter = Reporter(name, self.console)
+        with system_metrics(run), reporter.showing():
+            yield StageRun(folder, run, self.tracker, reporter)
 
 
 def _check_writable(folder: Path) -> None:

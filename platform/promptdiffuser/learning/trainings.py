@@ -303,6 +303,9 @@ def write_progress(folder: Path, history: History, steps: int) -> None:
         "step": history[-1]["step"],
         "steps": steps,
         "seconds": sum(entry["time/seconds"] for entry in history),
+        "losses": {
+            name.removeprefix("train/"): value for name, value in history[-1].items() if name.startswith("train/loss")
+        },
     }
     write_json(folder / "progress.json", note)
 
