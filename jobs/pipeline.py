@@ -18,20 +18,25 @@ import pretrain
 import train_diffuser
 import tyro
 from rich.table import Table
-from workspace import JobOptions, Workspace, exit_status, run_job
+from workspace import JobOptions, Stage, Workspace, exit_status, run_job
 
 from promptdiffuser.console import print_table
 from promptdiffuser.errors import UserError
 from promptdiffuser.evaluation.scores import FLOORS, learned_something
 from promptdiffuser.experiment import Experiment
+from promptdiffuser.files import point, writing_below
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tracking.store import read_json, resolve_uri
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run_experiment(options: JobOptions) -> None:
-    """Run every stage, then write the summary and the report and print the table."""
+RESULTS = ("summary.json", "report.html", "experiment.json")
+"""Files of a finished experiment."""
+
+
+def run_experiment(options: JobOptions) -> Path:
+    """Run every stage, then write the results and print the table; return the folder of the results."""
     with Workspace(options) as workspace:
         if options.dataset is None:
             workspace.run(collect.stage(workspace))
@@ -40,23 +45,40 @@ def run_experiment(options: JobOptions) -> None:
         for stage in train_diffuser.stages(workspace):
             workspace.run(stage)
         workspace.run(adapt.stage(workspace))
-        results = workspace.run(evaluate.stage(workspace))
-    shutil.copyfile(results / "summary.json", workspace.folder / "summary.json")
-    report = _write_report(workspace)
-    summary = json.loads((workspace.folder / "summary.json").read_text())
-    print_table(workspace.console, _table(summary))
-    workspace.console.print(f"summary  {workspace.folder / 'summary.json'}", soft_wrap=True)
-    workspace.console.print(f"report   {report}", soft_wrap=True)
+        evaluation = evaluate.stage(workspace)
+        workspace.run(evaluation)
+    with writing_below(workspace.folder):
+        results = write_results(workspace, evaluation)
+    print_table(workspace.console, _table(json.loads((results / "summary.json").read_text())))
+    workspace.console.print(f"summary  {results / 'summary.json'}", soft_wrap=True)
+    workspace.console.print(f"report   {results / 'report.html'}", soft_wrap=True)
     workspace.console.print("runs     make ui   (MLflow on http://127.0.0.1:5000)")
+    return results
 
 
-def _write_report(workspace: Workspace) -> Path:
+def write_results(workspace: Workspace, evaluation: Stage) -> Path:
+    """Write `RESULTS` into a folder of this evaluation's own, so that other settings keep theirs, and return it.
+
+    `latest`, and the names of the files beside it, point to the results that were written last.
+    """
+    folder = workspace.folder / f"results-{evaluation.fingerprint[:8]}"
+    folder.mkdir(exist_ok=True)
+    shutil.copyfile(workspace.folder_of(evaluation) / "summary.json", folder / "summary.json")
+    (folder / "experiment.json").write_text(workspace.experiment.to_json())
+    _write_report(workspace, folder / "report.html")
+    latest = workspace.folder / "latest"
+    point(latest, folder)
+    for name in RESULTS:
+        point(workspace.folder / name, (latest if latest.is_symlink() else folder) / name)
+    return folder
+
+
+def _write_report(workspace: Workspace, path: Path) -> None:
     # analysis/ stands beside jobs/, outside of the installed package: it reads MLflow and nothing else.
     sys.path.append(str(ROOT))
     from analysis.report import write_report
 
-    path = workspace.folder / "report.html"
-    return write_report(resolve_uri(), workspace.experiment.name, path, workspace.run_log.run_id)
+    write_report(resolve_uri(), workspace.experiment.name, path, workspace.run_log.run_id)
 
 
 def _table(summary: dict[str, Any]) -> Table:

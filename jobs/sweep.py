@@ -178,8 +178,8 @@ def confirm(plan: SweepPlan, workspace: Workspace, options: SweepOptions, best: 
         evaluation=dataclasses.replace(experiment.evaluation, seed=seed),
     )
     backbone = None if sweep.trains_backbone else plan.backbone_folder
-    pipeline.run_experiment(JobOptions(fresh, options.outputs, collect.dataset_location(workspace), backbone))
-    summary = json.loads((options.outputs.resolve() / fresh.name / "summary.json").read_text())
+    results = pipeline.run_experiment(JobOptions(fresh, options.outputs, collect.dataset_location(workspace), backbone))
+    summary = json.loads((results / "summary.json").read_text())
     result = summary["methods"][sweep.method]
     confirmed = {
         "test/return": result["mean"],

@@ -152,9 +152,6 @@ class Workspace:
         parent = self.base.run_log if self.base else None
         run = self.tracker.run(title, fingerprint_of([title, identity]), parent, tags)
         run.log_params(identity)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if self.base is None:
-            (self.folder / "experiment.json").write_text(self.experiment.to_json())
         run.log_json("experiment.json", json.loads(self.experiment.to_json()))
         return run
 
@@ -249,7 +246,7 @@ def status_of(error: type[BaseException] | None) -> Literal["FINISHED", "FAILED"
     return "KILLED" if issubclass(error, KeyboardInterrupt) else "FAILED"
 
 
-def run_job(main: Callable[[Any], None], description: str, recipes: dict[str, tuple[str, Any]] | None = None) -> None:
+def run_job(main: Callable[[Any], object], description: str, recipes: dict[str, tuple[str, Any]] | None = None) -> None:
     """Parse `RECIPE [options]` and run a job; `recipes` are (description, options) by name, default the experiments.
 
     Exit status: 0 when it did its work, 2 with a one-line message for what the user can repair, 130 after Ctrl-C, 143

@@ -26,6 +26,7 @@ from promptdiffuser.errors import UserError
 _HOST = socket.gethostname()
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<role>writing|before)-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}")
 _CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_CANNOT_LINK = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
 _CANNOT_SYNC = (errno.EINVAL, errno.EOPNOTSUPP)
 _REMEDIES = {
     errno.ENOSPC: "make room there",
@@ -94,6 +95,23 @@ def writing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
             raise
         _sync(path.parent)
+
+
+def point(path: Path, target: Path) -> None:
+    """Make `path` a relative link to a file or folder; a former link or file is replaced at once.
+
+    Where links cannot be made, a file is copied, and for a folder `path` becomes a text file with its name.
+    """
+    with writing(path) as temporary:
+        try:
+            temporary.symlink_to(os.path.relpath(target, path.parent))
+        except OSError as error:
+            if error.errno not in _CANNOT_LINK:
+                raise
+            if target.is_dir():
+                temporary.write_text(f"{target.name}\n")
+            else:
+                shutil.copyfile(target, temporary)
 
 
 @contextmanager

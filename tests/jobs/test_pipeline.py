@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -69,6 +70,21 @@ def test_a_second_run_recognises_every_stage(tiny_run: Path) -> None:
     # A minute is the promise; without a stage to run, nothing but imports and the report is left.
     assert time.perf_counter() - started < 60
     assert tiny.results(tiny_run) == before
+
+
+def test_other_methods_leave_the_earlier_results(tiny_run: Path, tmp_path: Path) -> None:
+    outputs = shutil.copytree(tiny_run, tmp_path / "outputs", symlinks=True)
+    experiment = outputs / "quickstart"
+    (earlier,) = experiment.glob("results-*")
+    before = {path: path.read_bytes() for path in earlier.rglob("*") if path.is_file()}
+    assert {path.name for path in before} > {"summary.json", "report.html", "experiment.json", "methods.csv"}
+    tiny.run_pipeline(outputs, tiny.WITHOUT_DIFFUSER)
+    assert {path: path.read_bytes() for path in before} == before
+    (later,) = set(experiment.glob("results-*")) - {earlier}
+    assert (experiment / "latest").readlink() == Path(later.name)
+    assert list(tiny.results(outputs)) == tiny.WITHOUT_DIFFUSER
+    for name in ("summary.json", "report.html", "experiment.json"):
+        assert (experiment / name).resolve() == later / name
 
 
 def test_a_killed_driver_and_ctrl_c_lose_nothing(tiny_run: Path, tmp_path: Path) -> None:
