@@ -27,7 +27,7 @@ from recipes.benchmarks import Benchmark, BenchmarkCell
 from rich.table import Table
 from workspace import JobOptions, Stage, StageRun, Workspace, fingerprint_of, run_job, status_of
 
-from promptdiffuser.console import print_table
+from promptdiffuser.console import print_table, with_interval
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.training import train_apart
 from promptdiffuser.learning.trainings import DiffuserTraining
@@ -256,9 +256,9 @@ def _texts(row: dict[str, Any]) -> dict[str, str]:
         "arm": str(row["arm"]),
         "few-shot": f"{row['few_shot_episodes']}",
         "method": row["method"],
-        "return": with_interval(row, "return", ".1f"),
+        "return": _with_interval(row, "return", ".1f"),
         "normalised": f"{row['normalised']:.3f}",
-        "difference": "" if pd.isna(row["difference"]) else with_interval(row, "difference", "+.1f"),
+        "difference": "" if pd.isna(row["difference"]) else _with_interval(row, "difference", "+.1f"),
         "verdict": row["verdict"],
         "numbers": f"{row['tunable']:.0f}",
         "updates": f"{row['updates']:.0f}",
@@ -267,10 +267,8 @@ def _texts(row: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def with_interval(row: dict[str, Any], name: str, form: str) -> str:
-    """Return a number with its interval; "–" for one over fewer than three seeds."""
-    number, low, high = (format(row[column], form) for column in (name, f"{name}_low", f"{name}_high"))
-    return f"{number} (–)" if pd.isna(row[f"{name}_low"]) else f"{number} ({low} to {high})"
+def _with_interval(row: dict[str, Any], name: str, form: str) -> str:
+    return with_interval(row[name], row[f"{name}_low"], row[f"{name}_high"], form)
 
 
 def main(options: BenchmarkOptions) -> None:

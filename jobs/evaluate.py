@@ -37,7 +37,7 @@ from promptdiffuser.methods.folders import load_adaptation
 from promptdiffuser.methods.inputs import InputsBuilder
 from promptdiffuser.models.backbone import PromptDT
 from promptdiffuser.tasks import get_family
-from promptdiffuser.tracking.names import FAMILY_TAG, METHOD_TAG, SEED_TAG, STAGE_TAG
+from promptdiffuser.tracking.names import FAMILY_TAG, METHOD_TAG, SEED_TAG, STAGE_TAG, score_metrics
 
 CPU = torch.device("cpu")
 EPISODES = "episodes.parquet"
@@ -266,21 +266,15 @@ def log_method(run: StageRun, workspace: Workspace, evaluation: MethodEvaluation
     )
     success = {"test/success": result["success"]} if get_family(experiment.family).has_success else {}
     log.log_metrics(
-        {
-            "test/return": result["mean"],
-            "test/return_low": result["ci_low"],
-            "test/return_high": result["ci_high"],
-            "test/normalised": result["normalised"],
-            "test/diverged": result["diverged"],
+        score_metrics("test", result | {f"task-{task}": mean for task, mean in result["per_task"].items()})
+        | {
             "time/adapt_s": result["seconds_adapt"],
-            "time/evaluate_s": result["seconds"],
             "cost/tunable_parameters": result["tunable_parameters"],
             "cost/gradient_steps": result["gradient_steps"],
             "cost/environment_episodes": result["environment_episodes"],
             "cost/memory_gib": result["memory_gib"],
         }
         | success
-        | {f"test/task-{task}": mean for task, mean in result["per_task"].items()}
     )
     log.log_artifact(evaluation.episodes)
     log.finish()

@@ -20,7 +20,7 @@ import tyro
 from rich.table import Table
 from workspace import JobOptions, Stage, Workspace, exit_status, run_job
 
-from promptdiffuser.console import print_table
+from promptdiffuser.console import print_table, with_interval
 from promptdiffuser.errors import UserError
 from promptdiffuser.evaluation.scores import FLOORS, learned_something
 from promptdiffuser.experiment import Experiment
@@ -96,7 +96,7 @@ def _table(summary: dict[str, Any]) -> Table:
     for method, result in methods.items():
         table.add_row(
             method,
-            f"{result['mean']:.1f} ({result['ci_low']:.1f} to {result['ci_high']:.1f})",
+            with_interval(result["mean"], result["ci_low"], result["ci_high"]),
             f"{result['normalised']:.3f}",
             *(f"{result['success']:.0%}" for _ in success),
             f"{result['seconds_adapt'] + result['seconds']:.0f}",

@@ -25,7 +25,7 @@ from recipes import SWEEPS
 from rich.table import Table
 from workspace import POLL_SECONDS, JobOptions, Workspace, fingerprint_of, run_job
 
-from promptdiffuser.console import print_table, repeatedly
+from promptdiffuser.console import print_table, repeatedly, with_interval
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.sweeps import run_sweep
 from promptdiffuser.distributed.trials import SUMMARISED, SweepPlan
@@ -188,11 +188,12 @@ def confirm(plan: SweepPlan, workspace: Workspace, options: SweepOptions, best: 
         "test/normalised": result["normalised"],
     }
     write_json(plan.ledger.folder / "confirmed.json", {"trial": best["trial"], "seed": seed} | confirmed)
-    plan.parent.log_metrics(confirmed)
+    plan.parent.log_metrics({name: math.nan if value is None else value for name, value in confirmed.items()})
     plan.parent.log_artifact(plan.ledger.folder / "confirmed.json")
     workspace.console.print(
-        f"{best['trial']} confirmed on {len(summary['test_tasks'])} test tasks: {result['mean']:.1f} "
-        f"({result['ci_low']:.1f} to {result['ci_high']:.1f}); validation {best['validation/return']:.1f}"
+        f"{best['trial']} confirmed on {len(summary['test_tasks'])} test tasks: "
+        f"{with_interval(result['mean'], result['ci_low'], result['ci_high'])}; "
+        f"validation {best['validation/return']:.1f}"
     )
 
 
@@ -212,7 +213,7 @@ def table(ledger: Ledger, rows: list[Row], num_tasks: int) -> Table:
 
     for row in sorted(rows, key=rank):
         mean, low, high, normalised = (row[name] for name in SUMMARISED)
-        scores = ("", "") if mean is None else (f"{mean:.1f} ({low:.1f} to {high:.1f})", f"{normalised:.3f}")
+        scores = ("", "") if mean is None else (with_interval(mean, low, high), f"{normalised:.3f}")
         values = (row.get(field, value_of(sweep.experiment, field)) for field in fields)
         swept = (f"{value:g}" if isinstance(value, float) else str(value) for value in values)
         number = str(trial_number(row["trial"]))

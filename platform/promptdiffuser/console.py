@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from math import isfinite
 from typing import Any
 
 from rich.console import Console
@@ -26,6 +27,13 @@ def open_console(**options: Any) -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = WIDTH
     return console
+
+
+def with_interval(estimate: float, low: float | None, high: float | None, form: str = ".1f") -> str:
+    """Return a number with the bounds of its interval, "–" in their place where they are not known."""
+    if low is None or high is None or not (isfinite(low) and isfinite(high)):
+        return f"{estimate:{form}} (–)"
+    return f"{estimate:{form}} ({low:{form}} to {high:{form}})"
 
 
 def print_table(console: Console, table: Table) -> None:

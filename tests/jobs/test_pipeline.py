@@ -27,7 +27,7 @@ def test_every_stage_leaves_its_results(tiny_run: Path) -> None:
     assert list(results) == tiny.METHODS
     for result in results.values():
         assert len(result["per_task"]) == 5
-        assert result["ci_low"] <= result["mean"] <= result["ci_high"]
+        assert (result["ci_low"], result["ci_high"]) == (None, None), "two prompts are too few for an interval"
     assert results["prompt-dt"]["tunable_parameters"] == 0 < results["prompt-diffuser-context"]["tunable_parameters"]
     summary = json.loads((tiny_run / "quickstart" / "summary.json").read_text())
     assert summary["tasks"] == {str(task): FAMILY.label(task) for task in FAMILY.test_tasks}

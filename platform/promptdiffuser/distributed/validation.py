@@ -52,7 +52,7 @@ class Validation:
         pool: RolloutPool,
         adapt_folder: Path | None = None,
         few_shot: Mapping[int, DiffuserTraining] | None = None,
-    ) -> dict[str, float]:
+    ) -> dict[str, float | None]:
         """Return mean return, its interval, the normalised score, the seconds of all episodes, and each task's mean.
 
         Args:
@@ -155,7 +155,7 @@ class _SnapshotScorer:
         if "_pool" in self.__dict__:
             self._pool.close()
 
-    def _score(self, snapshot: Path) -> dict[str, float]:
+    def _score(self, snapshot: Path) -> dict[str, float | None]:
         try:
             return self._validation.score(snapshot, self._pool)
         except Exception as error:

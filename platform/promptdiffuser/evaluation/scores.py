@@ -51,11 +51,10 @@ def learned_something(result: Mapping[str, Any], references: Mapping[str, Mappin
 
     Args:
         result: The method's "mean" return over the test tasks. If it has an interval, its low end, "ci_low", decides;
-            a bound that is missing, None or NaN is not known, and the mean decides.
+            None is not known, and the mean decides.
         references: As `reference_scores` returns them for the family.
     """
-    low = result.get("ci_low")
-    decisive = result["mean"] if low is None or np.isnan(low) else low
+    decisive = result["mean"] if result["ci_low"] is None else result["ci_low"]
     return bool(decisive > max(references[policy]["mean"] for policy in FLOORS))
 
 
@@ -70,7 +69,7 @@ def summarise_method(episodes: pd.DataFrame, references: Mapping[int, TaskRecord
         references: Task -> its reference returns.
 
     Returns:
-        `mean` with its bounds `ci_low` and `ci_high` (NaN with fewer than three units), `units` (prompts that are no
+        `mean` with its bounds `ci_low` and `ci_high` (None with fewer than three units), `units` (prompts that are no
         copies, or initial states, of the task with the fewest) and `unit` (what they are: a column, or None),
         `normalised`, `failed_share`, `diverged`, `success`, `per_task` and `seconds` of all episodes.
     """
@@ -81,8 +80,8 @@ def summarise_method(episodes: pd.DataFrame, references: Mapping[int, TaskRecord
     scores = normalised_scores(episodes, references)
     return {
         "mean": interval.estimate,
-        "ci_low": interval.low,
-        "ci_high": interval.high,
+        "ci_low": interval.low if interval.is_known else None,
+        "ci_high": interval.high if interval.is_known else None,
         "unit": level,
         "units": int(unit_means(returned, level).groupby("task").size().min()) if level else 0,
         "normalised": float(scores.groupby(episodes["task"]).mean().mean(skipna=False)),

@@ -56,5 +56,5 @@ def loss_behind(learning: DiffuserLearning, plan: WindowPlan, prompts: Segments)
 def score_snapshot(task: LearningTask, snapshot: Path, weights: dict[str, Tensor]) -> None:
     """Write a snapshot's held-out loss to `scores.json` beside it; a resumed training writes the same again."""
     assert isinstance(task, DiffuserLearning)
-    record = {HELD_OUT_LOSS.score: held_out_loss(task, weights)}
+    record: dict[str, float | None] = {HELD_OUT_LOSS.score: held_out_loss(task, weights)}
     write_scores(snapshot.parent, read_scores(snapshot.parent) | {snapshot.name: record})

@@ -11,8 +11,8 @@ from promptdiffuser.learning.checkpoint import write_json
 from promptdiffuser.learning.selection import Direction, select_best
 
 SCORES = "scores.json"
-Scores = dict[str, dict[str, float]]
-"""Name of a snapshot -> its record: scores by name."""
+Scores = dict[str, dict[str, float | None]]
+"""Name of a snapshot -> its record: scores by name, None for what is not known."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Metric keys begin with train/, validation/, test/, time/ (seconds), cost/, data/
 """
 
 from collections.abc import Mapping
+from math import nan
 
 FINGERPRINT_TAG = "promptdiffuser.fingerprint"
 STAGE_TAG = "promptdiffuser.stage"
@@ -33,13 +34,14 @@ SCORES = {
 """Name in a summary of episodes -> metric below validation/ or test/."""
 
 
-def score_metrics(split: str, scores: Mapping[str, float]) -> dict[str, float]:
+def score_metrics(split: str, scores: Mapping[str, float | None]) -> dict[str, float]:
     """Return the metrics of a model's scores on the tasks of a split.
 
     Args:
         split: validation or test.
-        scores: The names of `SCORES`, `task-N` with the mean return of a task, and the `seconds` of all episodes.
+        scores: The names of `SCORES`, `task-N` with the mean return of a task, and the `seconds` of all episodes. None
+            is not known and becomes NaN.
     """
     tasks = {name: name for name in scores if name.startswith("task-")}
-    metrics = {f"{split}/{metric}": scores[name] for name, metric in (SCORES | tasks).items()}
-    return metrics | {"time/evaluate_s": scores["seconds"]}
+    metrics = {name: f"{split}/{metric}" for name, metric in (SCORES | tasks).items()} | {"seconds": "time/evaluate_s"}
+    return {metric: nan if (value := scores[name]) is None else value for name, metric in metrics.items()}
