@@ -222,6 +222,12 @@ class ResidentEpisodes:
             lengths=torch.from_numpy(episodes.lengths).to(device),
         )
 
+    def select(self, kept_N: NDArray[np.bool_]) -> "ResidentEpisodes":
+        """Return some of the episodes, numbered anew; for a shard that holds all N of the index."""
+        kept = torch.from_numpy(kept_N).to(self.device)
+        tensors = {field.name: getattr(self, field.name)[kept] for field in fields(self) if field.name != "row_of"}
+        return ResidentEpisodes(row_of=torch.arange(int(kept_N.sum()), device=self.device), **tensors)
+
     def held(self, plan: WindowPlan) -> NDArray[np.intp]:
         """Return the rows of a plan whose episode this shard holds."""
         rows = self.row_of[torch.from_numpy(plan.episodes).to(self.row_of.device)]

@@ -28,6 +28,13 @@ class TaskData:
     pool: PromptPool
     windows: ResidentEpisodes
 
+    def without(self, task: int) -> "TaskData":
+        """Return the episodes of all tasks but one; these themselves where that task is not among them."""
+        kept_N = self.pool.index.tasks != task
+        if kept_N.all():
+            return self
+        return TaskData(self.pool.select(kept_N), self.windows.select(kept_N))
+
 
 @dataclass(frozen=True)
 class AdaptationInputs:
@@ -44,7 +51,8 @@ class AdaptationInputs:
     few_shot_of: Callable[[Quality], TaskData]
     """Returns the first few-shot episodes of another quality, for methods that name it in `Method.qualities`."""
     training: Callable[[], TaskData]
-    """Returns the episodes of all training tasks; read when it is asked for, as few methods need it."""
+    """Returns the episodes of all training tasks but the target task, which is one of them on families that test on
+    training tasks. They are read when they are asked for, as few methods need them."""
     whole_task: Callable[[], TaskData]
     """Returns every episode of the target task, for upper bounds that say so in `Method.reads_whole_task`."""
     diffuser_folder: Path | None

@@ -62,7 +62,7 @@ class InputsBuilder:
             normaliser=self.normaliser,
             read_few_shot=lambda: self.few_shot([task], settings.few_shot),
             few_shot_of=lambda quality: self.few_shot([task], replace(settings.few_shot, quality=quality)),
-            training=lambda: self.training,
+            training=lambda: self.training.without(task),
             whole_task=lambda: self._data(self.dataset.read([task], settings.few_shot.quality)),
             diffuser_folder=diffuser_folder,
             few_shot_training=few_shot_training,

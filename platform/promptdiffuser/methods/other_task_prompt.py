@@ -1,4 +1,7 @@
-"""Control: an expert prompt of another task. If it works as well, the prompt carries no task identity."""
+"""Control: prompts of training tasks other than the target task.
+
+If they work as well as its own, the prompt carries no task identity.
+"""
 
 from promptdiffuser.evaluation.policies import AdaptedPolicy
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
@@ -6,7 +9,7 @@ from promptdiffuser.seeding import numpy_generator
 
 
 def adapt(inputs: AdaptationInputs) -> Adaptation:
-    """Take prompts of uniformly drawn training episodes."""
+    """Draw training episodes uniformly and take their prompts."""
     generator = numpy_generator(inputs.seed, "other-task-prompt", inputs.task)
     training = inputs.training().pool
     prompts = training.prompts_at(generator.integers(0, len(training.prompts), inputs.num_prompts))

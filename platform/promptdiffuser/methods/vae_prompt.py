@@ -1,8 +1,9 @@
 """Control: prompts from a conditional VAE instead of a diffuser, with the condition of `prompt-diffuser-context`.
 
 A conditional VAE (Kingma & Welling 2014; Sohn, Lee, Yan 2015) of the flattened (state, action, reward) of a prompt,
-given y = (returns-to-go, timesteps) and the transitions of few-shot episodes. It learns from the training tasks alone,
-anew for every target task and each time the same, as that takes seconds; nothing is fitted to the target task.
+given y = (returns-to-go, timesteps) and the transitions of few-shot episodes. It learns only from training tasks other
+than the target task, anew for every target task, as that takes seconds; nothing is fitted to the target task. On
+families with disjoint splits it is the same for every target task.
 
 Axes: B rows, X features of a flattened prompt, M context transitions, F their features, C features of the condition,
 L latent features.
@@ -150,7 +151,7 @@ class VaeLearning:
 
 
 def trained_vae(inputs: AdaptationInputs, pool: PromptPool, num_context: int) -> PromptVAE:
-    """Return a VAE trained on the prompts of the training tasks; it is the same for every target task."""
+    """Return a VAE trained on the prompts of a pool."""
     config, address = inputs.config.vae_prompt, (inputs.seed, "vae-prompt")
     space = PromptSpace.fit(inputs.normaliser, pool.prompts, inputs.family.horizon)
     with addressed_initialisation(*address):

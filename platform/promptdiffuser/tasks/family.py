@@ -135,6 +135,12 @@ class TaskFamily:
     extrapolation_tasks: tuple[int, ...] = ()
     """Test tasks whose goal lies outside the range of the training goals."""
 
+    def __post_init__(self) -> None:
+        """Check that every target task leaves a training task whose prompts are another task's."""
+        for task in (*self.validation_tasks, *self.test_tasks):
+            if not set(self.train_tasks) - {task}:
+                raise ValueError(f"{self.name}: task {task} is the only training task and a target task too")
+
     @property
     def caution(self) -> str:
         """What a reader of test scores must know about the split; empty where there is nothing."""
