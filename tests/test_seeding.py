@@ -4,10 +4,11 @@ import os
 import subprocess
 import sys
 
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptdiffuser.seeding import numpy_generator, seed_at, torch_generator
+from promptdiffuser.seeding import normal_rows, numpy_generator, seed_at, torch_generator
 
 PART = st.integers(0, 10**6) | st.text("abcdefghijklmnopqrstuvwxyz0123456789-", min_size=1, max_size=8)
 ADDRESS = st.lists(PART, min_size=1, max_size=4).map(tuple)
@@ -40,6 +41,19 @@ def test_generators_at_one_address_draw_the_same_numbers_each_time() -> None:
     assert numpy_generator(0, "a").integers(2**60) == numpy_generator(0, "a").integers(2**60)
     assert numpy_generator(0, "a").integers(2**60) != numpy_generator(0, "b").integers(2**60)
     assert torch_generator(0, "a").initial_seed() == seed_at(0, "a")
+
+
+def test_rows_do_not_depend_on_how_many_there_are() -> None:
+    few, many = (normal_rows(count, (3, 5), 0, "a") for count in (4, 7))
+    assert few.shape == (4, 3, 5)
+    assert torch.equal(many[:4], few)
+    assert len(many.flatten(1).unique(dim=0)) == 7
+
+
+def test_rows_are_standard_normal() -> None:
+    rows = normal_rows(400, (50,), 0, "moments")
+    assert abs(rows.mean()) < 5 / 20_000**0.5
+    assert abs(rows.square().mean() - 1) < 5 * (2 / 20_000) ** 0.5
 
 
 def test_seed_is_the_same_in_another_process() -> None:

@@ -5,9 +5,11 @@ on the order in which actors answer, or on restarts.
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 SIMULATOR_SEEDS = 2**31
 """Gymnasium takes seeds below this."""
@@ -34,3 +36,11 @@ def numpy_generator(*address: int | str) -> np.random.Generator:
 def torch_generator(*address: int | str) -> torch.Generator:
     """Return a CPU torch generator seeded at an address; draw on CPU and move, so that devices agree."""
     return torch.Generator().manual_seed(seed_at(*address))
+
+
+def normal_rows(num_rows: int, shape: Sequence[int], *address: int | str) -> Tensor:
+    """Return standard normal numbers (num_rows, *shape) on the CPU, each row drawn at an address of its own.
+
+    So a row does not depend on how many there are: the first 10 of 16 are the 10.
+    """
+    return torch.stack([torch.randn(shape, generator=torch_generator(*address, row)) for row in range(num_rows)])

@@ -71,7 +71,7 @@ def test_samplers_differ_in_how_the_same_diffuser_is_run(job: ModuleType, learni
     expected = {"ddpm:6": held_out_loss(learning, dict(learning.model.state_dict()))}
     config = DiffusionConfig(steps=6, sampler="ddim", sampling_steps=2)
     learning.diffuser.diffusion = Diffusion(config, trained.low_X, trained.high_X)
-    noise_KWX = learning.diffuser.draw_noise(len(plan.episodes), *learning.address, "held-out")
+    noise_KWX = learning.diffuser.draw_batch_noise(len(plan.episodes), *learning.address, "held-out")
     assert len(noise_KWX) == 2
     conditions, contexts = pool.prompts_at(plan.prompt_episodes), pool.contexts_at(plan.context_episodes)
     expected["ddim:2"] = loss_behind(learning, plan, learning.diffuser.generate(conditions, contexts, noise_KWX))

@@ -108,7 +108,7 @@ def test_a_truncated_gradient_is_that_of_the_last_steps_with_the_others_held(
     task.guidance = replace(task.guidance, path_steps=path_steps)
     first_late = task.diffuser.diffusion.steps[-path_steps]
     spliced: Any = Spliced(deepcopy(task.model), task.model, first_late)
-    plan, noise_KBX = task.downstream_planner.at(0), task.diffuser.draw_noise(8, *task.address, "dt-noise", 0)
+    plan, noise_KBX = task.downstream_planner.at(0), task.diffuser.draw_batch_noise(8, *task.address, "dt-noise", 0)
     task.diffuser.denoiser = spliced
 
     def loss() -> Tensor:

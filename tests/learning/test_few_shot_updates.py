@@ -83,7 +83,7 @@ def test_held_out_loss_is_the_mean_squared_action_error(
 ) -> None:
     task = learning(training, few_shot_episodes)
     plan, errors = held_out_plan(task.downstream_planner, task.pool.index, DRAWS), []
-    noise_KWX = task.diffuser.draw_noise(len(plan.episodes), *task.address, "held-out")
+    noise_KWX = task.diffuser.draw_batch_noise(len(plan.episodes), *task.address, "held-out")
     for row in range(len(plan.episodes)):
         one = plan.select(np.array([row]))
         _, history = task.windows.windows(0, one)

@@ -60,11 +60,10 @@ def test_each_prompt_is_the_best_of_its_own_candidates(make_inputs: MakeInputs) 
     inputs = with_config(make_inputs(METHOD), candidates=4, batch_steps=STEPS)
     chosen, diffuser = prompts_of(inputs), trained_diffuser(inputs)
     conditions, context = diffuser.conditions_in_turn(inputs.few_shot.pool, inputs.num_prompts)
-    noise_KNX = noise_of(diffuser, inputs, 4 * NUM_PROMPTS)
+    noise_KPCX = torch.stack([noise_of(diffuser, inputs, candidate) for candidate in range(4)], dim=2)
     for prompt in range(NUM_PROMPTS):
         same = torch.full((4,), prompt)
-        noise_KCX = noise_KNX[:, 4 * prompt : 4 * prompt + 4]
-        candidates = diffuser.generate(conditions.select(same), context[same], noise_KCX)
+        candidates = diffuser.generate(conditions.select(same), context[same], noise_KPCX[:, prompt])
         best = int(one_by_one(candidates, inputs).argmin())
         torch.testing.assert_close(chosen.states[prompt], candidates.states[best])
         assert torch.equal(chosen.returns_to_go[prompt], conditions.returns_to_go[prompt])

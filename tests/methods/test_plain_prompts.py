@@ -131,7 +131,7 @@ def test_gaussian_has_the_moments_of_the_shrunk_sample() -> None:
     assert 0 < gaussian.shrinkage < 1
     sample = np.cov(x_NX.numpy().T)
     expected = (1 - gaussian.shrinkage) * sample + gaussian.shrinkage * np.diag(np.diag(sample))
-    drawn = gaussian.draw(200_000, torch_generator("draw")).numpy()
+    drawn = gaussian.draw(*(torch.randn(200_000, n, generator=torch_generator("draw", n)) for n in (5, 6))).numpy()
     spread = np.sqrt(np.diag(sample))
     assert (np.abs(drawn.mean(0) - x_NX.numpy().mean(0)) / spread < 0.01).all()
     assert (np.abs(np.cov(drawn.T) - expected) / np.outer(spread, spread) < 0.01).all()
@@ -164,7 +164,7 @@ def test_shrinkage_grows_as_features_have_less_to_do_with_each_other() -> None:
 
 def test_gaussian_of_one_prompt_is_that_prompt(make_inputs: MakeInputs) -> None:
     only = torch.randn(1, 6, generator=torch_generator("one"))
-    assert torch.equal(Gaussian.fit(only).draw(3, torch_generator("draw")), only.repeat(3, 1))
+    assert torch.equal(Gaussian.fit(only).draw(torch.ones(3, 1), torch.ones(3, 6)), only.repeat(3, 1))
 
 
 @pytest.mark.parametrize("name", ["gaussian-prompt", "vae-prompt"])

@@ -25,7 +25,7 @@ from promptdiffuser.learning.guidance import GuidanceConfig
 from promptdiffuser.learning.projection import build_projection, weigh
 from promptdiffuser.models.backbone import PromptDT
 from promptdiffuser.models.denoiser import Denoiser
-from promptdiffuser.seeding import torch_generator
+from promptdiffuser.seeding import normal_rows, torch_generator
 
 
 class Diffuser:
@@ -42,8 +42,12 @@ class Diffuser:
         return pool if self.goals_UG is None else pool.with_goals(self.goals_UG)
 
     def draw_noise(self, num_prompts: int, *address: int | str) -> Tensor:
-        """Return the noise (K, B, X) of `num_prompts` reverse chains at an address."""
-        shape = (len(self.diffusion.steps), num_prompts, len(self.space.low))
+        """Return the noise (K, B, X) of reverse chains at an address; a prompt's does not depend on their number."""
+        return normal_rows(num_prompts, (len(self.diffusion.steps), len(self.space.low)), *address).transpose(0, 1)
+
+    def draw_batch_noise(self, batch_size: int, *address: int | str) -> Tensor:
+        """Return the noise (K, B, X) of the reverse chains of one batch, drawn as a whole."""
+        shape = (len(self.diffusion.steps), batch_size, len(self.space.low))
         return torch.randn(shape, generator=torch_generator(*address))
 
     def generate(
@@ -192,7 +196,7 @@ class DiffuserLearning:
         count = plan.steps(self.pool.index) * self.windows.action_dim
         rows, history = self.windows.windows(step, plan)
         config, device = self.guidance, self.windows.device
-        noise_KBX = self.diffuser.draw_noise(config.batch_size, *self.address, "dt-noise", step)
+        noise_KBX = self.diffuser.draw_batch_noise(config.batch_size, *self.address, "dt-noise", step)
         generator = torch_generator(*self.address, "dt-level", step)
         step_B = torch.randint(self.diffuser.diffusion.num_steps, (config.batch_size,), generator=generator)
 

@@ -38,7 +38,7 @@ def held_out_loss(learning: DiffuserLearning, weights: dict[str, Tensor]) -> flo
     diffuser.denoiser.load_state_dict(weights)
     pool = learning.pool
     plan = held_out_plan(learning.downstream_planner, pool.index, DRAWS)
-    noise_KWX = diffuser.draw_noise(len(plan.episodes), *learning.address, "held-out").to(learning.windows.device)
+    noise_KWX = diffuser.draw_batch_noise(len(plan.episodes), *learning.address, "held-out").to(learning.windows.device)
     prompts = diffuser.generate(
         pool.prompts_at(plan.prompt_episodes), pool.contexts_at(plan.context_episodes), noise_KWX
     )

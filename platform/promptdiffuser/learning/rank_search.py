@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from promptdiffuser.data.plans import Address
-from promptdiffuser.seeding import torch_generator
+from promptdiffuser.seeding import normal_rows
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ def rank_search(
         address: Where the perturbations are drawn.
     """
     x_PX, direction_PX = start_PX, torch.zeros_like(start_PX)
-    shape = (len(start_PX), config.perturbations, start_PX.shape[1])
+    shape = (config.perturbations, start_PX.shape[1])
     for step in range(config.steps):
-        noise_PMX = torch.randn(shape, generator=torch_generator(*address, "perturbations", step)).to(start_PX.device)
+        noise_PMX = normal_rows(len(start_PX), shape, *address, "perturbations", step).to(start_PX.device)
         losses_PM = losses_at(x_PX[:, None] + config.smoothing * noise_PMX, step)
         direction_PX = config.momentum * direction_PX + rank_gradient(noise_PMX, losses_PM, config.top)
         x_PX = x_PX - config.step_size * direction_PX

@@ -86,7 +86,8 @@ def window_planner(
 ) -> Planner:
     """Return what draws windows of about `batch_steps` steps in all, one at least, for each of some groups.
 
-    A window has `window_steps` steps; with 0, and at most, as many as the backbone takes.
+    Within one task the rows of a plan are drawn one after the other, so a group's windows do not depend on how many
+    groups there are. A window has `window_steps` steps; with 0, and at most, as many as the backbone takes.
     """
     longest = backbone.config.window_steps or int(index.lengths.max())
     size = min(window_steps or longest, longest)

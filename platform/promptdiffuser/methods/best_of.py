@@ -4,7 +4,7 @@ A generated prompt depends on its noise, and what it is worth can be told withou
 chooses after the few-shot updates, where the candidates are best; `-multi-task` without them, so that nothing is
 trained on the target task and the choice is all that the task decides.
 
-Axes: P prompts, C candidates of each, N = P C.
+Axes: P prompts, C candidates of each, N = P C, K levels that generation visits, X features of a flattened prompt.
 """
 
 from dataclasses import dataclass
@@ -51,9 +51,8 @@ def best_prompts(diffuser: Diffuser, inputs: AdaptationInputs) -> Segments:
     config = inputs.config.best_of
     conditions, transitions_PMF = diffuser.conditions_in_turn(inputs.few_shot.pool, inputs.num_prompts)
     prompt_N = torch.arange(inputs.num_prompts, device=inputs.device).repeat_interleave(config.candidates)
-    candidates = diffuser.generate(
-        conditions.select(prompt_N), transitions_PMF[prompt_N], noise_of(diffuser, inputs, len(prompt_N))
-    )
+    noise_KPCX = torch.stack([noise_of(diffuser, inputs, each) for each in range(config.candidates)], dim=2)
+    candidates = diffuser.generate(conditions.select(prompt_N), transitions_PMF[prompt_N], noise_KPCX.flatten(1, 2))
     losses_PC = few_shot_losses(candidates, inputs).view(inputs.num_prompts, config.candidates)
     best_P = losses_PC.argmin(dim=1) + torch.arange(0, len(prompt_N), config.candidates, device=inputs.device)
     return candidates.select(best_P)

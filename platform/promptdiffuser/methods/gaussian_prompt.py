@@ -17,7 +17,7 @@ from torch import Tensor
 from promptdiffuser.diffusion.prompt_space import PromptSpace
 from promptdiffuser.evaluation.policies import AdaptedPolicy
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
-from promptdiffuser.seeding import torch_generator
+from promptdiffuser.seeding import normal_rows
 
 
 def adapt(inputs: AdaptationInputs) -> Adaptation:
@@ -25,8 +25,9 @@ def adapt(inputs: AdaptationInputs) -> Adaptation:
     few_shot = inputs.few_shot.pool.prompts
     space = PromptSpace.fit(inputs.normaliser, few_shot, inputs.family.horizon)
     gaussian = Gaussian.fit(space.encode(few_shot))
-    generator = torch_generator(inputs.seed, "gaussian-prompt", inputs.task)
-    x_BX = gaussian.draw(inputs.num_prompts, generator).clamp(space.low, space.high)
+    sizes = gaussian.deviations_NX.shape
+    normal = normal_rows(inputs.num_prompts, (sum(sizes),), inputs.seed, "gaussian-prompt", inputs.task)
+    x_BX = gaussian.draw(*normal.to(inputs.device).split(sizes, dim=1)).clamp(space.low, space.high)
     return Adaptation(AdaptedPolicy(inputs.backbone, space.decode(x_BX, inputs.few_shot_prompts())))
 
 
@@ -46,13 +47,11 @@ class Gaussian:
         deviations_NX = (x_NX - mean_X) / math.sqrt(max(1, len(x_NX) - 1))
         return Gaussian(mean_X, deviations_NX, best_shrinkage(deviations_NX))
 
-    def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Return (count, X) prompts.
+    def draw(self, weights_BN: Tensor, noise_BX: Tensor) -> Tensor:
+        """Return the prompts (B, X) that standard normal weights and noise make.
 
-        A combination of the deviations with standard normal weights has covariance S, so no X by X matrix is needed.
+        A combination of the deviations with such weights has covariance S, so no X by X matrix is needed.
         """
-        weights_BN = torch.randn(count, len(self.deviations_NX), generator=generator).to(self.mean_X.device)
-        noise_BX = torch.randn(count, len(self.mean_X), generator=generator).to(self.mean_X.device)
         together_BX, apart_BX = weights_BN @ self.deviations_NX, noise_BX * self.deviations_NX.norm(dim=0)
         drawn_BX: Tensor = (
             self.mean_X + math.sqrt(1 - self.shrinkage) * together_BX + math.sqrt(self.shrinkage) * apart_BX

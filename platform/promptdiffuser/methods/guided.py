@@ -25,7 +25,7 @@ def adapt(inputs: AdaptationInputs) -> Adaptation:
         inputs.config.guided,
         (inputs.seed, "guided", inputs.task),
     )
-    noise_KBX = noise_of(diffuser, inputs, inputs.num_prompts)
+    noise_KBX = noise_of(diffuser, inputs)
     prompts = diffuser.generate(conditions, transitions_BMF, noise_KBX, steer=steering)
     numbers = prompts.states[0].numel() + prompts.actions[0].numel()
     return Adaptation(AdaptedPolicy(inputs.backbone, prompts), Cost(numbers, steering.gradient_steps))

@@ -6,6 +6,7 @@ paper's ablation arms differ from it in the losses that its diffuser follows, in
 prompts that its diffuser learns.
 """
 
+import torch
 from torch import Tensor
 
 from promptdiffuser.data.windows import Segments
@@ -47,14 +48,17 @@ def cost_of(diffuser: Diffuser, inputs: AdaptationInputs) -> Cost:
     return Cost(tunable_parameters=parameters, gradient_steps=inputs.few_shot_training.optimisation.steps)
 
 
+@torch.no_grad()
 def generate(diffuser: Diffuser, inputs: AdaptationInputs) -> Segments:
     """Return a prompt for each few-shot episode in turn, from noise of its own."""
-    return diffuser.prompts_for(inputs.few_shot.pool, inputs.num_prompts, inputs.seed, "generate", inputs.task)
+    conditions = diffuser.conditions_in_turn(inputs.few_shot.pool, inputs.num_prompts)
+    return diffuser.generate(*conditions, noise_of(diffuser, inputs))
 
 
-def noise_of(diffuser: Diffuser, inputs: AdaptationInputs, num_prompts: int) -> Tensor:
-    """Return the noise (K, B, X) of reverse chains on a task."""
-    return diffuser.draw_noise(num_prompts, inputs.seed, "generate", inputs.task).to(inputs.device)
+def noise_of(diffuser: Diffuser, inputs: AdaptationInputs, candidate: int = 0) -> Tensor:
+    """Return the noise (K, B, X) of a task's prompts, or of another candidate for each of them."""
+    address = (inputs.seed, "generate", inputs.task, candidate)
+    return diffuser.draw_noise(inputs.num_prompts, *address).to(inputs.device)
 
 
 PUBLISHED = Method("prompt-diffuser", adapt, "the published method", diffuser="published", few_shot_updates=True)

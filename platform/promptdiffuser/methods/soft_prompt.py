@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from promptdiffuser.evaluation.policies import AdaptedPolicy
 from promptdiffuser.learning.tuning import FewShotTuning, TuningConfig, tune
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Cost, Method
-from promptdiffuser.seeding import torch_generator
+from promptdiffuser.seeding import normal_rows
 
 DEVIATION = 0.02
 """Of vectors that begin random, as GPT-2's embeddings do."""
@@ -59,8 +59,7 @@ def _initial_tokens(inputs: AdaptationInputs, config: SoftPromptConfig, address:
     tokens = inputs.backbone.prompt_tokens(start)
     if config.initial == "few-shot":
         return tokens
-    drawn = DEVIATION * torch.randn(tokens.shape, generator=torch_generator(*address, "initial"))
-    return drawn.to(tokens.device)
+    return DEVIATION * normal_rows(len(tokens), tokens.shape[1:], *address, "initial").to(tokens.device)
 
 
 METHOD = Method("soft-prompt", adapt, "free embedding vectors in place of the prompt, tuned")

@@ -25,7 +25,7 @@ from promptdiffuser.learning.model_folders import addressed_initialisation
 from promptdiffuser.learning.trainings import History
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
 from promptdiffuser.models.denoiser import ContextEncoder
-from promptdiffuser.seeding import torch_generator
+from promptdiffuser.seeding import normal_rows, torch_generator
 
 LOG_EVERY = 100
 CLIP_NORM = 100.0
@@ -80,8 +80,8 @@ def adapt(inputs: AdaptationInputs) -> Adaptation:
     few_shot = inputs.few_shot.pool
     vae = trained_vae(inputs, inputs.training().pool, num_context=len(few_shot.prompts))
     conditions, transitions_BMF = inputs.few_shot_prompts(), few_shot.whole_context(inputs.num_prompts)
-    generator = torch_generator(inputs.seed, "vae-prompt", "generate", inputs.task)
-    latent_BL = torch.randn(inputs.num_prompts, inputs.config.vae_prompt.latent, generator=generator)
+    shape = (inputs.config.vae_prompt.latent,)
+    latent_BL = normal_rows(inputs.num_prompts, shape, inputs.seed, "vae-prompt", "generate", inputs.task)
     return Adaptation(
         AdaptedPolicy(inputs.backbone, vae.generate(conditions, transitions_BMF, latent_BL.to(inputs.device)))
     )

@@ -78,7 +78,7 @@ def conditions_of(returns_P: Tensor, timesteps_P: Tensor, inputs: AdaptationInpu
 @torch.no_grad()
 def generated(diffuser: Diffuser, conditions: Segments, inputs: AdaptationInputs) -> Adaptation:
     """Generate a prompt for each condition; there is no task context."""
-    noise_KBX = noise_of(diffuser, inputs, len(conditions))
+    noise_KBX = noise_of(diffuser, inputs)
     prompts = diffuser.generate(conditions, noise_KBX.new_empty(0), noise_KBX)
     return Adaptation(AdaptedPolicy(inputs.backbone, prompts))
 
