@@ -35,6 +35,7 @@ class PromptSpace:
     def fit(normaliser: Normaliser, prompts: Segments, horizon: int) -> "PromptSpace":
         """Take the bounds from the normaliser and the condition's statistics from the training prompts.
 
+        All of them are put where the prompts are; a normaliser stays on the CPU, where data are read.
         Returns-to-go are standardised because raw ones are about 0.02 and would carry nothing into the network.
         """
         num_steps, action_dim = prompts.actions.shape[1:]
@@ -42,7 +43,8 @@ class PromptSpace:
         low = torch.cat([normaliser.state_low, -ones, normaliser.reward_low[None]]).repeat(num_steps)
         high = torch.cat([normaliser.state_high, ones, normaliser.reward_high[None]]).repeat(num_steps)
         std = prompts.returns_to_go.std(0, correction=0).clamp_min(1e-6)
-        return PromptSpace(low, high, prompts.returns_to_go.mean(0), std, action_dim, horizon)
+        device = prompts.states.device
+        return PromptSpace(low.to(device), high.to(device), prompts.returns_to_go.mean(0), std, action_dim, horizon)
 
     @property
     def prompt_shape(self) -> tuple[int, int]:

@@ -12,7 +12,8 @@ from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Meth
 def adapt(inputs: AdaptationInputs) -> Adaptation:
     """Use one prompt throughout."""
     mean = mean_prompt(inputs.few_shot.pool.prompts)
-    return Adaptation(AdaptedPolicy(inputs.backbone, mean.select(torch.zeros(inputs.num_prompts, dtype=torch.int64))))
+    always_B = torch.zeros(inputs.num_prompts, dtype=torch.int64, device=inputs.device)
+    return Adaptation(AdaptedPolicy(inputs.backbone, mean.select(always_B)))
 
 
 def mean_prompt(prompts: Segments) -> Segments:
