@@ -5,7 +5,8 @@ on the order in which actors answer, or on restarts.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -36,6 +37,21 @@ def numpy_generator(*address: int | str) -> np.random.Generator:
 def torch_generator(*address: int | str) -> torch.Generator:
     """Return a CPU torch generator seeded at an address; draw on CPU and move, so that devices agree."""
     return torch.Generator().manual_seed(seed_at(*address))
+
+
+@contextmanager
+def seeded_at(device: torch.device, *address: int | str) -> Iterator[None]:
+    """Seed torch's global generators of the CPU and of a GPU `device` at an address, and restore them after.
+
+    For what takes no generator of its own, such as dropout.
+    """
+    is_gpu = device.type == "cuda"
+    with torch.random.fork_rng([device] if is_gpu else []):
+        torch.default_generator.manual_seed(seed_at(*address))
+        if is_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed_at(*address))
+        yield
 
 
 def normal_rows(num_rows: int, shape: Sequence[int], *address: int | str) -> Tensor:

@@ -1,9 +1,12 @@
 """Pre-training of the backbone: predict the actions of a window, given a prompt of the same task."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from promptdiffuser.data.plans import Planner
@@ -12,6 +15,7 @@ from promptdiffuser.learning.engine import FlatParameters, Joined, Share
 from promptdiffuser.learning.gradients import accumulate
 from promptdiffuser.learning.precision import Precision, check_precision
 from promptdiffuser.models.backbone import Prompt, PromptDT
+from promptdiffuser.seeding import seeded_at
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,18 @@ class BackboneLearning:
             errors = squared_action_errors(self._predict, history.select(part).trimmed(), prompts.select(part))
             return errors.sum() / count
 
-        loss, gradient = accumulate(
-            parameters, loss_of, len(rows), self.config.accumulation, self.config.precision, self.windows.device
-        )
+        device = self.windows.device
+        with self._masks_drawn_for(rows, step):
+            loss, gradient = accumulate(
+                parameters, loss_of, len(rows), self.config.accumulation, self.config.precision, device
+            )
         return Share(gradient[None], {"loss": loss})
+
+    def _masks_drawn_for(self, rows: NDArray[np.intp], step: int) -> AbstractContextManager[None]:
+        """Draw the dropout masks of an update at an address of this worker's rows, which no other worker has."""
+        if not self.model.config.dropout or not len(rows):
+            return nullcontext()
+        return seeded_at(self.windows.device, *self.address, "dropout", step, int(rows[0]))
 
     def join(self, gradients_GP: Tensor, step: int) -> Joined:
         """Follow the only gradient."""

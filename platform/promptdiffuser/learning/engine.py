@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from promptdiffuser.errors import UserError
 from promptdiffuser.learning.allocator import keep_freed_memory
 from promptdiffuser.learning.checkpoint import Checkpoint
-from promptdiffuser.seeding import seed_at
 
 SMALLEST = torch.finfo(torch.float32).tiny
 """Least length that another is divided by, so that nothing over nothing is 0."""
@@ -186,7 +185,6 @@ class Engine:
         Raises:
             NonFiniteGradientError: Before the update, naming the step, if the gradient is not finite.
         """
-        torch.manual_seed(seed_at(*self.task.address, "dropout", self.step))
         share = self.task.share(self.parameters, self.step)
         num_gradients, size = share.gradients_GP.shape
         scalars = torch.stack([value.detach().float() for value in share.scalars.values()])
