@@ -23,7 +23,7 @@ from promptdiffuser.methods.backbones import PROMPTED, backbone_config
 from promptdiffuser.methods.inputs import InputsSettings
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.experts import Quality
-from promptdiffuser.trainings import backbone_training
+from promptdiffuser.trainings import backbone_training, rounds_of
 
 
 def variants(workspace: Workspace) -> list[str]:
@@ -49,7 +49,7 @@ def stage(workspace: Workspace, variant: str = PROMPTED) -> Stage:
         "quality": experiment.quality,
         "backbone": dataclasses.asdict(backbone),
         "pretraining": dataclasses.asdict(experiment.pretraining),
-        "rounds": dataclasses.asdict(experiment.rounds),
+        "rounds": rounds_of(dataset, experiment).settings,
         "validation": dataclasses.asdict(experiment.validation),
     }
 

@@ -201,7 +201,7 @@ def settings_of(training: DiffuserTraining) -> dict[str, object]:
     settings = dataclasses.asdict(training) | {
         "backbone_folder": (training.backbone_folder / "manifest.json").read_text(),
         # Which episodes lie in which file is part of the dataset's digest.
-        "rounds": dataclasses.asdict(training.rounds.config),
+        "rounds": training.rounds.settings,
     }
     if training.start_from is not None:
         settings["start_from"] = (training.start_from / "manifest.json").read_text()

@@ -108,7 +108,10 @@ class DiffuserTrainingConfig:
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """How much of the Ray cluster an experiment takes. Results do not depend on it, so it is not part of a stage."""
+    """How much of the Ray cluster an experiment takes.
+
+    Results do not depend on it, so it is not part of a stage, except that only streamed trainings have rounds.
+    """
 
     train_workers: int = 1
     """Ray Train workers; of an elastic training the fewest."""
@@ -121,7 +124,8 @@ class ClusterConfig:
     several seeds."""
     data: Literal["resident", "streaming"] = "resident"
     """resident: each Train worker keeps its share of the episodes as tensors on its device. streaming: Ray Data tasks
-    cut the windows of coming updates from the files, for data larger than memory. The batches are the same."""
+    cut the windows of coming updates from the files, for data larger than memory. The batches are the
+    same, except where a dataset is larger than a round (`rounds.env_steps`)."""
     rollout_actors: int = 2
     """Actors that step the simulator, one CPU each."""
     gpus_per_actor: float = 0.0

@@ -81,8 +81,8 @@ def few_shot_training(
         held_out_episodes=experiment.diffuser.held_out_episodes,
         # The few-shot stage learns from the target task's own prompts, as they are.
         optimised_prompts=None,
-        # A few episodes are one piece.
-        rounds=dataclasses.replace(training.rounds, file_episodes=()),
+        # A few episodes are resident.
+        rounds=Rounds(),
     )
 
 
@@ -93,6 +93,8 @@ def statistics_tasks(experiment: Experiment) -> tuple[int, ...]:
 
 
 def rounds_of(dataset: Dataset, experiment: Experiment) -> Rounds:
-    """Return how a training on the training tasks goes through the dataset's files."""
+    """Return how a streamed training goes through the files of the training tasks; a resident one has no rounds."""
+    if experiment.cluster.data == "resident":
+        return Rounds()
     files = dataset.files(dataset.family.train_tasks, experiment.quality)
-    return Rounds(experiment.rounds, tuple(record.episodes for _, record in files))
+    return Rounds.over(experiment.rounds, (record for _, record in files))

@@ -17,7 +17,7 @@ import ray
 import torch
 
 from promptdiffuser.data.normaliser import Normaliser
-from promptdiffuser.data.plans import Rounds
+from promptdiffuser.data.plans import Rounds, RoundsConfig
 from promptdiffuser.data.store import Dataset, DatasetWriter
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.training import TrainJob, train_on_cluster
@@ -73,7 +73,7 @@ def backbone_training(dataset: Dataset) -> BackboneTraining:
         optimisation=OptimisationConfig(steps=STEPS, checkpoint_every=CHECKPOINT_EVERY),
         statistics=Normaliser.fit(dataset.parts(FAMILY.train_tasks, "random"), FAMILY.return_scale).tensors(),
         dataset_digest=dataset.manifest.digest,
-        rounds=Rounds(file_episodes=tuple(r.episodes for _, r in dataset.files(FAMILY.train_tasks, "random"))),
+        rounds=Rounds.over(RoundsConfig(), (record for _, record in dataset.files(FAMILY.train_tasks, "random"))),
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptdiffuser.data.plans import EpisodeIndex, Planner, Rounds, RoundsConfig
+from promptdiffuser.data.plans import EpisodeIndex, FileSize, Planner, Rounds, RoundsConfig
 
 INDEX = EpisodeIndex(np.array([0, 0, 0, 1, 1, 4, 4, 4]), np.array([30, 7, 1, 30, 12, 20, 29, 6]))
 
@@ -84,15 +84,22 @@ def test_whole_episodes_start_at_their_first_step_and_are_drawn_equally_often() 
     np.testing.assert_allclose(np.bincount(plan.episodes) / 30_000, 0.5, atol=0.015)
 
 
-def large_planner(num_files: int, files: int, steps: int) -> Planner:
-    """Return the planner of a dataset with three episodes a file and two files a task."""
-    tasks = np.repeat(np.arange(num_files), 3) // 2
-    index = EpisodeIndex(tasks, np.full(len(tasks), 20, np.int64))
-    return Planner(index, 40, 5, (0, "pretrain"), rounds=Rounds(RoundsConfig(files, steps), (3,) * num_files))
+def large_planner(files_of: list[int], files: int, updates: int = 3) -> Planner:
+    """Return the planner of a dataset with some files of each task, three episodes a file, and rounds of `files`."""
+    tasks = np.repeat(np.arange(len(files_of)), files_of)
+    index = EpisodeIndex(np.repeat(tasks, 3), np.full(3 * len(tasks), 20, np.int64))
+    sizes = tuple(FileSize(int(task), 3, 60) for task in tasks)
+    return Planner(index, 40, 5, (0, "pretrain"), rounds=Rounds(RoundsConfig(60 * files, updates), sizes))
+
+
+def epoch_of(planner: Planner, number: int) -> list[tuple[int, ...]]:
+    """Return the files of every round of an epoch."""
+    per_epoch = planner.rounds.per_epoch
+    return [planner.rounds.files(number * per_epoch + place, planner.address) for place in range(per_epoch)]
 
 
 def test_a_round_draws_histories_from_its_files_and_prompts_from_all() -> None:
-    planner = large_planner(num_files=10, files=4, steps=3)
+    planner = large_planner([2] * 5, files=4)
     members = planner.rounds.episodes(2, planner.address, planner.index)
     assert len(members) in (9, 12)
     plans = [planner.at(step) for step in (6, 7, 8)]
@@ -103,30 +110,64 @@ def test_a_round_draws_histories_from_its_files_and_prompts_from_all() -> None:
 
 
 def test_every_epoch_of_rounds_goes_through_all_files_once_in_another_order() -> None:
-    planner = large_planner(num_files=10, files=4, steps=3)
-    epochs = [[planner.rounds.files(3 * epoch + place, planner.address) for place in range(3)] for epoch in range(4)]
+    planner = large_planner([2] * 5, files=4)
+    assert planner.rounds.per_epoch == 3
+    epochs = [epoch_of(planner, number) for number in range(4)]
     for rounds in epochs:
         assert sorted(file for files in rounds for file in files) == list(range(10))
         assert max(map(len, rounds)) <= 4
     assert len({str(rounds) for rounds in epochs}) > 1
 
 
-@pytest.mark.parametrize("file_episodes", [(), (3,) * 10])
-def test_data_that_one_round_holds_is_drawn_from_as_a_whole_at_every_step(file_episodes: tuple[int, ...]) -> None:
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 30), st.integers(0, 3))
+@settings(deadline=None)
+def test_every_round_covers_every_task_as_evenly_as_possible(files_of: list[int], files: int, epoch: int) -> None:
+    planner = large_planner(files_of, files)
+    tasks, rounds = np.array([size.task for size in planner.rounds.sizes]), epoch_of(planner, epoch)
+    assert sorted(file for of_round in rounds for file in of_round) == list(range(len(tasks)))
+    assert max(map(len, rounds)) <= files
+    counts = np.array([np.bincount(tasks[list(of_round)], minlength=len(files_of)) for of_round in rounds])
+    # Shares of a round may lack a file that lies at its edge.
+    assert (np.abs(counts - np.array(files_of) / len(rounds)) < 2).all()
+    if len(set(files_of)) == 1:
+        assert np.ptp(counts, axis=0).max() <= 1
+
+
+def test_tasks_take_turns_where_a_round_cannot_hold_a_file_of_each() -> None:
+    planner = large_planner([1] * 12, files=4)
+    for number in (0, 1):
+        assert sorted(len(of_round) for of_round in epoch_of(planner, number)) == [4, 4, 4]
+    drawn = [set(planner.index.tasks[planner.at(step).episodes].tolist()) for step in (0, 3, 6)]
+    assert set.union(*drawn) == set(range(12))
+
+
+def test_a_round_is_as_large_as_the_memory_that_it_may_take() -> None:
+    sizes = (*(FileSize(task, 1, 50 + task) for task in range(20)), FileSize(20, 1, 100))
+    rounds = Rounds(RoundsConfig(env_steps=350), sizes)
+    for number in range(2 * rounds.per_epoch):
+        assert sum(sizes[file].env_steps for file in rounds.files(number, (0, "test"))) <= 350
+    assert rounds.settings == {"env_steps": 350, "updates": 200}
+    one_by_one = Rounds(RoundsConfig(env_steps=10), sizes)
+    assert all(len(one_by_one.files(number, (0, "test"))) == 1 for number in range(21))
+
+
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_data_that_one_round_holds_is_drawn_from_as_a_whole_at_every_step(is_streamed: bool) -> None:
     """Small data is not touched by rounds: its plans are those without them."""
-    planner = large_planner(num_files=10, files=10, steps=3)
-    without = dataclasses.replace(planner, rounds=Rounds(RoundsConfig(10, 3), file_episodes))
+    planner = large_planner([2] * 5, files=10)
+    rounds = planner.rounds if is_streamed else dataclasses.replace(planner.rounds, sizes=())
+    assert rounds.settings is None
     default = dataclasses.replace(planner, rounds=Rounds())
     for step in (0, 4, 1_000):
-        assert fields_equal(without.at(step), default.at(step))
+        assert fields_equal(dataclasses.replace(planner, rounds=rounds).at(step), default.at(step))
 
 
 def test_rounds_of_other_data_are_refused() -> None:
     with pytest.raises(ValueError, match="hold 9 episodes, the index has 8"):
-        Planner(INDEX, 4, 5, (0,), rounds=Rounds(file_episodes=(3, 3, 3)))
+        Planner(INDEX, 4, 5, (0,), rounds=Rounds(sizes=(FileSize(0, 3, 60),) * 3))
 
 
-@pytest.mark.parametrize("values", [{"files": 0}, {"steps": 0}])
+@pytest.mark.parametrize("values", [{"env_steps": 0}, {"updates": 0}])
 def test_impossible_rounds_are_refused_by_name(values: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=rf"rounds\.{next(iter(values))}"):
         RoundsConfig(**values)

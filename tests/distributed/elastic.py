@@ -35,7 +35,8 @@ WHOLE, SHRUNK, GROWN = "2-from-update-0", "1-from-update-4", "2-from-update-8"
 
 
 def training_of(dataset: Dataset) -> BackboneTraining:
-    return small_training(dataset, RoundsConfig(files=2, steps=6))
+    largest = max(record.steps for _, record in dataset.files(TASKS))
+    return small_training(dataset, RoundsConfig(env_steps=2 * largest, updates=6))
 
 
 @dataclass(frozen=True)

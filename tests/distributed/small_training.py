@@ -27,7 +27,7 @@ def small_training(dataset: Dataset, rounds: RoundsConfig) -> BackboneTraining:
         ),
         statistics=Normaliser.fit(dataset.parts(TASKS), 500.0).tensors(),
         dataset_digest=dataset.manifest.digest,
-        rounds=Rounds(rounds, tuple(record.episodes for _, record in dataset.files(TASKS))),
+        rounds=Rounds.over(rounds, (record for _, record in dataset.files(TASKS))),
     )
 
 

@@ -50,7 +50,7 @@ def training(small_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -
     )
     folder = tmp_path_factory.mktemp("backbone")
     train(backbone, backbone.learning_task(*make_resident(backbone, small_dataset.read(TASKS), CPU), CPU), folder)
-    file_episodes = tuple(record.episodes for _, record in small_dataset.files(TASKS))
+    records = [record for _, record in small_dataset.files(TASKS)]
     return DiffuserTraining(
         family="cheetah-vel",
         seed=0,
@@ -70,7 +70,7 @@ def training(small_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -
         prompt_length=3,
         window_steps=4,
         dataset_digest=small_dataset.manifest.digest,
-        rounds=Rounds(RoundsConfig(files=2, steps=3), file_episodes),
+        rounds=Rounds.over(RoundsConfig(env_steps=2 * max(record.steps for record in records), updates=3), records),
     )
 
 

@@ -19,6 +19,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 CPU = torch.device("cpu")
 FAMILY = FAMILIES["cheetah-vel"]
 TASKS, UPDATES = (0, 1, 3, 5), 11
+LARGEST = 3 * FAMILY.horizon
+"""Environment steps that a file has at most."""
 
 
 @pytest.fixture(scope="module")
@@ -34,19 +36,19 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def planner_of(dataset: Dataset, window_steps: int | None, rounds: RoundsConfig) -> Planner:
     episodes = dataset.read(TASKS)
-    file_episodes = tuple(record.episodes for _, record in dataset.files(TASKS))
-    assert file_episodes == (3, 2) * len(TASKS)
+    records = [record for _, record in dataset.files(TASKS)]
+    assert [record.episodes for record in records] == [3, 2] * len(TASKS)
     index = EpisodeIndex(episodes.tasks, episodes.lengths)
-    return Planner(index, 9, window_steps, (7, "stream"), rounds=Rounds(rounds, file_episodes))
+    return Planner(index, 9, window_steps, (7, "stream"), rounds=Rounds.over(rounds, records))
 
 
 @pytest.mark.parametrize(
     ("window_steps", "rounds", "workers", "first"),
     [
-        (6, RoundsConfig(files=64, steps=4), 1, 0),
-        (6, RoundsConfig(files=3, steps=4), 2, 0),
-        (6, RoundsConfig(files=3, steps=4), 2, 6),
-        (None, RoundsConfig(files=5, steps=3), 1, 2),
+        (6, RoundsConfig(env_steps=10**6, updates=4), 1, 0),
+        (6, RoundsConfig(env_steps=3 * LARGEST, updates=4), 2, 0),
+        (6, RoundsConfig(env_steps=3 * LARGEST, updates=4), 2, 6),
+        (None, RoundsConfig(env_steps=5 * LARGEST, updates=3), 1, 2),
     ],
     ids=["one-round", "two-workers", "from-inside-a-round", "whole-episodes"],
 )

@@ -2,17 +2,21 @@
 
 A *plan* says which episode, start and prompt each row of a global batch uses. Every worker draws the same one from the
 index of all episodes and takes the rows whose episode it holds. So a batch is the same set of windows for any number of
-workers, for data that is resident or streamed, and after any interruption.
+workers and after any interruption, and for data that is resident or streamed, if they fit into one round of the stream.
 
 Axes: N episodes, B rows of a batch, C episodes of a context.
 """
 
-from dataclasses import dataclass, field, fields
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from promptdiffuser.data.manifest import FileRecord
 from promptdiffuser.seeding import numpy_generator
 
 Address = tuple[int | str, ...]
@@ -85,55 +89,98 @@ class WindowPlan:
 
 @dataclass(frozen=True)
 class RoundsConfig:
-    """How history windows are spread over a dataset that is larger than memory.
+    """How streamed history windows are spread over a dataset that is larger than memory.
 
     A round is a stretch of updates whose history windows come from some of the dataset's files; rounds go through all
-    files in an order of their own in every epoch. Prompts come from all episodes. Where the files of a round are all
-    files, as in any small dataset, every update draws from everything.
+    files in an order of their own in every epoch. Prompts come from all episodes. A dataset that fits into one round,
+    and every dataset that is resident, has none: each of its updates draws from everything.
     """
 
-    files: int = 64
-    """Files (of at most 50,000 steps, some 6 MB) whose episodes a round draws its history windows from."""
-    steps: int = 200
+    env_steps: int = 3_200_000
+    """Environment steps that are held for a round at most, a few hundred bytes each; a round has at least one file."""
+    updates: int = 200
     """Updates in a round."""
 
     def __post_init__(self) -> None:
-        """Refuse rounds without files or updates."""
-        for name in ("files", "steps"):
+        """Check that a round has data and updates."""
+        for name in ("env_steps", "updates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"rounds.{name} must be at least 1, got {getattr(self, name)}")
 
 
+class FileSize(NamedTuple):
+    """What rounds need to know of a file; it holds episodes of one task."""
+
+    task: int
+    episodes: int
+    env_steps: int
+
+
 @dataclass(frozen=True)
 class Rounds:
-    """The rounds of one training."""
+    """The rounds of one training.
+
+    The files of every task lie at even distances in the order of an epoch, so every round covers every task as evenly
+    as possible: it has the same number of files of a task, or one more, as any other round. Where a round cannot hold
+    a file of every task, the tasks take turns, and each is in one round of an epoch at least.
+    """
 
     config: RoundsConfig = field(default_factory=RoundsConfig)
-    file_episodes: tuple[int, ...] = ()
-    """Episodes in each of the dataset's files, in the order of the index; empty for data that is one piece."""
+    sizes: tuple[FileSize, ...] = ()
+    """The dataset's files, in the order of the index; empty for resident data, which has no rounds."""
+
+    @staticmethod
+    def over(config: RoundsConfig, records: Iterable[FileRecord]) -> "Rounds":
+        """Return the rounds of a training on some files, in the order of the index."""
+        return Rounds(config, tuple(FileSize(record.task, record.episodes, record.steps) for record in records))
+
+    @cached_property
+    def per_epoch(self) -> int:
+        """Rounds in which all files have their turn; 1 where one round holds them all."""
+        env_steps = [size.env_steps for size in self.sizes]
+        if sum(env_steps) <= self.config.env_steps:
+            return 1
+        return math.ceil(len(env_steps) / max(1, self.config.env_steps // max(env_steps)))
+
+    @property
+    def settings(self) -> dict[str, int] | None:
+        """What of the rounds decides the batches; None where one round holds everything."""
+        return asdict(self.config) if self.per_epoch > 1 else None
 
     def number(self, step: int) -> int:
         """Return the round of an update; data that one round can hold has a single one, without end."""
-        return step // self.config.steps if len(self.file_episodes) > self.config.files else 0
+        return step // self.config.updates if self.per_epoch > 1 else 0
 
     def files(self, number: int, address: Address) -> tuple[int, ...]:
         """Return the files of a round, ascending."""
-        num_files = len(self.file_episodes)
-        per_epoch = max(1, -(-num_files // self.config.files))
-        epoch, place = divmod(number, per_epoch)
-        order = numpy_generator(*address, "files", epoch).permutation(num_files)
-        return tuple(sorted(np.array_split(order, per_epoch)[place].tolist()))
+        epoch, place = divmod(number, self.per_epoch)
+        return tuple(sorted(np.array_split(self._order(epoch, address), self.per_epoch)[place].tolist()))
+
+    def _order(self, epoch: int, address: Address) -> NDArray[np.int64]:
+        """Return all files (F,) in the order of an epoch: shuffled, those of a task at even distances."""
+        generator = numpy_generator(*address, "files", epoch)
+        shuffled_F, tasks_F = generator.permutation(len(self.sizes)), np.array([size.task for size in self.sizes])
+        by_task_F = shuffled_F[np.argsort(tasks_F[shuffled_F], kind="stable")]
+        _, first_T, count_T = np.unique(tasks_F[by_task_F], return_index=True, return_counts=True)
+        # The first files of the tasks, too, lie at even distances, in an order of their own.
+        start_T = generator.permutation(len(count_T)) / len(count_T)
+        place_F = np.arange(len(by_task_F)) - np.repeat(first_T, count_T)
+        order_F: NDArray[np.int64] = by_task_F[
+            np.argsort((place_F + np.repeat(start_T, count_T)) / np.repeat(count_T, count_T), kind="stable")
+        ]
+        return order_F
 
     def episodes(self, number: int, address: Address, index: EpisodeIndex) -> NDArray[np.int64]:
         """Return the episodes that the windows of a round come from, ascending."""
-        if not self.file_episodes:
+        if not self.sizes:
             return np.arange(len(index))
         return np.concatenate([episodes for _, episodes in self.files_with_episodes(number, address)])
 
     def files_with_episodes(self, number: int, address: Address) -> list[tuple[int, NDArray[np.int64]]]:
         """Return the files of a round, ascending, each with the episodes in it."""
-        ends = np.cumsum(self.file_episodes)
-        return [(f, np.arange(ends[f] - self.file_episodes[f], ends[f])) for f in self.files(number, address)]
+        counts = [size.episodes for size in self.sizes]
+        ends = np.cumsum(counts)
+        return [(f, np.arange(ends[f] - counts[f], ends[f])) for f in self.files(number, address)]
 
 
 @dataclass(frozen=True)
@@ -150,8 +197,8 @@ class Planner:
     rounds: Rounds = field(default_factory=Rounds)
 
     def __post_init__(self) -> None:
-        """Refuse rounds of other data than the index describes."""
-        if self.rounds.file_episodes and (in_files := sum(self.rounds.file_episodes)) != len(self.index):
+        """Check that the rounds are of the data that the index describes."""
+        if self.rounds.sizes and (in_files := sum(size.episodes for size in self.rounds.sizes)) != len(self.index):
             raise ValueError(f"the files of the rounds hold {in_files} episodes, the index has {len(self.index)}")
 
     def at(self, step: int) -> WindowPlan:

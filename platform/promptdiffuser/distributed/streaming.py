@@ -1,8 +1,8 @@
 """Ray Data for episodes that do not fit in memory: its tasks cut the history windows of coming updates.
 
-A worker takes them in order, while it trains. They are the windows that resident tensors would give, because both come
-from the same plans and from the same code (`data/plans.py`, `data/windows.py`): here a task holds the files of one
-round, for as long as it cuts windows from them.
+A worker takes them in order, while it trains. They are the windows that resident tensors give for the same plans, since
+the same code cuts them (`data/plans.py`, `data/windows.py`). A task holds the files of one round for as long as it cuts
+windows from them.
 """
 
 from collections.abc import Iterator
@@ -41,8 +41,8 @@ class WindowCutter:
     """Episodes whose windows are this worker's."""
 
     def __post_init__(self) -> None:
-        """Refuse files that the plans do not know of."""
-        if len(self.files) != len(self.planner.rounds.file_episodes):
+        """Check that the plans know of the files."""
+        if len(self.files) != len(self.planner.rounds.sizes):
             raise ValueError("the planner's rounds must name the episodes of every file that windows are cut from")
 
     def __call__(self, stretches: Rows) -> Iterator[Rows]:
@@ -121,7 +121,7 @@ class StreamedWindows:
         }
 
     def _open(self, first: int) -> Iterator[Rows]:
-        size = self._cutter.planner.rounds.config.steps
+        size = self._cutter.planner.rounds.config.updates
         cuts = [first, *range(first - first % size + size, self._num_updates, size), self._num_updates]
         stretches = ray.data.from_items(
             [{"first": a, "last": b} for a, b in pairwise(cuts)], override_num_blocks=len(cuts) - 1

@@ -56,8 +56,8 @@ class BackboneConfig:
     sees_returns: bool = True
     """Whether returns-to-go are seen; off for MT-BC and Prompt-MT-BC, which see zeros in their place."""
     dropout: float = 0.1
-    """Dropout on embeddings, attention output and MLP output, in training only. Each worker draws the masks of its rows,
-    so a training with dropout has other masks with another number of workers."""
+    """Dropout on embeddings, attention output and MLP output, in training only. Each worker draws the masks of its
+    rows, so a training with dropout has other masks with another number of workers."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built."""
