@@ -75,17 +75,23 @@ def _rust_error(error: Exception) -> int | None:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def writing(path: Path, tidying: bool = True) -> Iterator[Path]:
     """Give the body a path to write a file to, which takes the place of `path` once the body has ended.
 
     If the body or the disk fails, `path` stays as it was and nothing else is left.
+
+    Args:
+        path: The file.
+        tidying: Delete what killed writers left in the folder, and wait until the new name is on the disk. Where
+            thousands of small files are written, both cost ten times what the file costs.
 
     Raises:
         UserError: The disk is full or write-protected.
     """
     with writing_below(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        tidy(path.parent)
+        if tidying:
+            tidy(path.parent)
         temporary = path.with_name(temporary_name(path.name))
         try:
             yield temporary
@@ -94,7 +100,8 @@ def writing(path: Path) -> Iterator[Path]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync(path.parent)
+        if tidying:
+            _sync(path.parent)
 
 
 def point(path: Path, target: Path) -> None:

@@ -52,7 +52,7 @@ def append(folder: Path, entry: Entry) -> None:
     with _lock:
         number = _last_number = max(time.time_ns(), _last_number + 1, _highest_number(folder) + 1)
     name = f"{number:020d}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.json"
-    with writing(folder / name) as path:
+    with writing(folder / name, tidying=False) as path:
         path.write_text(json.dumps(asdict(entry)))
 
 
