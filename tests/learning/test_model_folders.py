@@ -99,6 +99,29 @@ def test_another_kind_of_folder_is_refused(
         load_backbone(tmp_path / "step-1", FAMILY, CPU)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("kind", ["backbone", "diffuser"])
+def test_weights_that_are_not_finite_are_refused_by_name(
+    diffuser_training: DiffuserTraining,
+    backbone_folder: Path,
+    episodes: Episodes,
+    tmp_path: Path,
+    kind: str,
+    value: float,
+) -> None:
+    folder, load = backbone_folder, load_backbone
+    if kind == "diffuser":
+        folder, load = tmp_path / "trained", load_diffuser
+        task = diffuser_training.learning_task(*make_resident(diffuser_training, episodes, CPU), CPU)
+        diffuser_training.save(folder, task, dict(task.model.state_dict()))
+    found = load_checkpoint(folder)
+    name = next(reversed(found.tensors["weights"]))
+    found.tensors["weights"][name].view(-1)[-1] = value
+    save_checkpoint(tmp_path / "model", found.tensors, found.documents)
+    with pytest.raises(UserError, match=rf"{tmp_path}/model.*{name}.*not finite"):
+        load(tmp_path / "model", FAMILY, CPU)
+
+
 def test_initial_weights_are_addressed_and_leave_the_global_generator_alone() -> None:
     config, state = BackboneConfig(width=8, layers=1), torch.random.get_rng_state()
     first, again, other = (build_backbone(config, FAMILY, seed).state_dict() for seed in (0, 0, 1))

@@ -59,7 +59,11 @@ def save_backbone(folder: Path, weights: dict[str, Tensor], document: dict[str, 
 
 
 def load_backbone(folder: Path, family: TaskFamily, device: torch.device) -> tuple[PromptDT, Normaliser]:
-    """Read a frozen backbone and its normaliser; raises `UserError` for another kind or family of checkpoint."""
+    """Read a frozen backbone and its normaliser.
+
+    Raises:
+        UserError: The checkpoint is broken, of another kind or family, or has weights that are not finite.
+    """
     checkpoint = load_checkpoint(folder, device)
     document = _checked(checkpoint, folder, "backbone", family)
     model = PromptDT(
@@ -79,7 +83,11 @@ def save_diffuser(folder: Path, weights: dict[str, Tensor], document: dict[str, 
 
 
 def load_diffuser(folder: Path, family: TaskFamily, device: torch.device) -> Diffuser:
-    """Read a diffuser; raises `UserError` for another kind or family of checkpoint."""
+    """Read a diffuser.
+
+    Raises:
+        UserError: The checkpoint is broken, of another kind or family, or has weights that are not finite.
+    """
     checkpoint = load_checkpoint(folder, device)
     document = _checked(checkpoint, folder, "diffuser", family)
     space = PromptSpace(**{**checkpoint.tensors["space"], **document["space"]})
@@ -136,6 +144,10 @@ def _checked(checkpoint: Checkpoint, folder: Path, kind: str, family: TaskFamily
             f"{folder} was trained on family {document['family']!r}, this experiment is on {family.name!r}; "
             f"pass a checkpoint of {family.name} or train one"
         )
+    for file, tensors in checkpoint.tensors.items():
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise UserError(f"{folder}: {name} in {file}.safetensors is not finite; train the {kind} again")
     return document
 
 
