@@ -21,6 +21,8 @@ from workspace import JobOptions, Stage, StageRun, Workspace, fingerprint_of, ru
 from promptdiffuser.distributed.adaptation import adapt_cells
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.experiment import ClusterConfig
+from promptdiffuser.learning.checkpoint import read_manifest
+from promptdiffuser.learning.precision import resolve_precisions
 from promptdiffuser.learning.trainings import DiffuserTraining
 from promptdiffuser.methods import get_method
 from promptdiffuser.methods.cells import AdaptationCell
@@ -36,6 +38,18 @@ class MethodPlan:
     method: str
     fingerprint: str
     cells: tuple[AdaptationCell, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Folder of all cells."""
+        return self.cells[0].folder.parent
+
+    @property
+    def content(self) -> str:
+        """Identify the policies that the finished cells made, whatever they cost: 16 hexadecimal digits."""
+        manifests = {cell.task: read_manifest(cell.result) for cell in self.cells}
+        policies = {task: {name: of[name] for name in of if name != "cost.json"} for task, of in manifests.items()}
+        return fingerprint_of([self.fingerprint, policies])
 
     @property
     def diffusers(self) -> dict[int, Path]:
@@ -69,7 +83,7 @@ def plan(workspace: Workspace, name: str) -> MethodPlan:
     if method.diffuser is not None and method.few_shot_updates:
         trainings = {task: train_diffuser.few_shot_of(workspace, method.diffuser, task) for task in tasks}
         content["few_shot"] = {task: train_diffuser.settings_of(training) for task, training in trainings.items()}
-    fingerprint = fingerprint_of(content)
+    fingerprint = fingerprint_of(resolve_precisions(content, pretrain.training_device(experiment)))
     folder = workspace.folder / "adaptations" / f"{name}-{fingerprint[:8]}"
     cells = tuple(
         AdaptationCell(
@@ -108,6 +122,8 @@ def stage(workspace: Workspace) -> Stage:
         {each.method: each.fingerprint for each in plans},
         work,
         f"python jobs/adapt.py {workspace.experiment.name}",
+        checkpoints=tuple(cell.result for each in plans for cell in each.cells),
+        makes=tuple(each.folder for each in plans),
     )
 
 
@@ -144,9 +160,10 @@ def history_log(tracker: Tracker, parent: RunLog, cell: AdaptationCell) -> RunLo
 def main(options: JobOptions) -> None:
     """Run the stage."""
     with Workspace(options) as workspace:
+        workspace.check_rerun(["adapt"])
         workspace.run(stage(workspace))
         for name in workspace.experiment.methods:
-            print(plan(workspace, name).cells[0].folder.parent)
+            print(plan(workspace, name).folder)
 
 
 if __name__ == "__main__":

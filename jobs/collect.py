@@ -3,6 +3,8 @@
 python jobs/collect.py quickstart
 """
 
+from pathlib import Path
+
 from workspace import JobOptions, Stage, StageRun, Workspace, run_job
 
 from promptdiffuser.data.manifest import FileRecord, package_versions
@@ -69,7 +71,8 @@ def stage(workspace: Workspace) -> Stage:
         )
         run.run.log_artifact(run.folder / DATASET / "manifest.json")
 
-    return Stage("collect", "collect", settings, work, f"python jobs/collect.py {experiment.name}")
+    command = f"python jobs/collect.py {experiment.name}"
+    return Stage("collect", "collect", settings, work, command, outputs=(Path(DATASET),))
 
 
 def found_record(storage: Storage, block: CollectBlock) -> FileRecord:
@@ -92,6 +95,7 @@ def dataset_location(workspace: Workspace) -> str:
 def main(options: JobOptions) -> None:
     """Run the stage."""
     with Workspace(options) as workspace:
+        workspace.check_rerun(["collect"])
         print(workspace.run(stage(workspace)) / DATASET)
 
 

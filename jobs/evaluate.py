@@ -31,6 +31,7 @@ from promptdiffuser.evaluation.results import BlockResults
 from promptdiffuser.evaluation.scores import reference_scores, summarise_targets
 from promptdiffuser.experiment import ClusterConfig, Experiment
 from promptdiffuser.learning.model_folders import load_backbone
+from promptdiffuser.learning.precision import resolve_precisions
 from promptdiffuser.methods import get_method
 from promptdiffuser.methods.adaptation import Adaptation, Cost
 from promptdiffuser.methods.folders import load_adaptation
@@ -41,6 +42,7 @@ from promptdiffuser.tracking.names import FAMILY_TAG, METHOD_TAG, SEED_TAG, STAG
 
 CPU = torch.device("cpu")
 EPISODES = "episodes.parquet"
+ARTIFACTS = (EPISODES, "prompts.parquet", "summary.json")
 SHOWN = ("mean", "ci_low", "ci_high", "normalised", "diverged")
 
 
@@ -70,8 +72,8 @@ def stage(workspace: Workspace) -> Stage:
     plans = [adapt.plan(workspace, name) for name in experiment.methods]
     workspace.finished(adapt.stage(workspace))
     settings = {
-        "methods": {plan.method: plan.fingerprint for plan in plans},
-        "evaluation": dataclasses.asdict(experiment.evaluation),
+        "methods": {plan.method: plan.content for plan in plans},
+        "evaluation": protocol_of(experiment),
         "references": reference_scores(get_family(experiment.family)),
     }
 
@@ -84,7 +86,32 @@ def stage(workspace: Workspace) -> Stage:
         for evaluation in evaluations:
             log_method(run, workspace, evaluation, summary["methods"][evaluation.method])
 
-    return Stage("evaluate", "evaluate", settings, work, f"python jobs/evaluate.py {experiment.name}")
+    return Stage(
+        "evaluate",
+        "evaluate",
+        settings,
+        work,
+        f"python jobs/evaluate.py {experiment.name}",
+        outputs=tuple(Path(name) for name in ARTIFACTS),
+        makes=tuple(folder_of(workspace, plan) for plan in plans),
+    )
+
+
+def protocol_of(experiment: Experiment) -> dict[str, Any]:
+    """Return how episodes are played, in the number format that the rollout actors use."""
+    device = torch.device("cuda" if experiment.cluster.gpus_per_actor else "cpu")
+    protocol: dict[str, Any] = resolve_precisions(dataclasses.asdict(experiment.evaluation), device)
+    return protocol
+
+
+def fingerprint_of_episodes(workspace: Workspace, plan: adapt.MethodPlan) -> str:
+    """Identify the episodes of a method's policies."""
+    return fingerprint_of([plan.content, protocol_of(workspace.experiment)])
+
+
+def folder_of(workspace: Workspace, plan: adapt.MethodPlan) -> Path:
+    """Return where the episodes of a method's policies are written."""
+    return workspace.folder / "evaluations" / f"{plan.method}-{fingerprint_of_episodes(workspace, plan)[:8]}"
 
 
 @dataclass(frozen=True)
@@ -120,14 +147,16 @@ class Prepared:
 def prepare(workspace: Workspace) -> Prepared:
     """Read what the methods made; policies that share a backbone's weights share the object."""
     experiment = workspace.experiment
-    family, protocol = get_family(experiment.family), dataclasses.asdict(experiment.evaluation)
+    family = get_family(experiment.family)
     evaluations, normalisers = [], []
     for plan in (adapt.plan(workspace, name) for name in experiment.methods):
         backbone, normaliser = frozen_backbone(plan.cells[0].backbone_folder, family.name)
-        fingerprint = fingerprint_of([plan.fingerprint, protocol])
-        folder = workspace.folder / "evaluations" / f"{plan.method}-{fingerprint[:8]}"
         adaptations = {cell.task: load_adaptation(cell.result, backbone) for cell in plan.cells}
-        evaluations.append(MethodEvaluation(plan.method, fingerprint, folder, adaptations))
+        evaluations.append(
+            MethodEvaluation(
+                plan.method, fingerprint_of_episodes(workspace, plan), folder_of(workspace, plan), adaptations
+            )
+        )
         normalisers.append(normaliser)
     made: dict[str, dict[int, AdaptedPolicy]] = {
         each.method: {task: adaptation.policy for task, adaptation in each.adaptations.items()} for each in evaluations
@@ -232,7 +261,7 @@ def write_artifacts(
     pd.DataFrame(rows).to_parquet(run.folder / "prompts.parquet")
     (run.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     pd.concat([pd.read_parquet(each.episodes) for each in evaluations]).to_parquet(run.folder / EPISODES, index=False)
-    for name in (EPISODES, "prompts.parquet", "summary.json"):
+    for name in ARTIFACTS:
         run.run.log_artifact(run.folder / name)
 
 
@@ -283,6 +312,7 @@ def log_method(run: StageRun, workspace: Workspace, evaluation: MethodEvaluation
 def main(options: JobOptions) -> None:
     """Run the stage."""
     with Workspace(options) as workspace:
+        workspace.check_rerun(["evaluate"])
         print(workspace.run(stage(workspace)) / "summary.json")
 
 

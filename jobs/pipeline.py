@@ -38,6 +38,9 @@ RESULTS = ("summary.json", "report.html", "experiment.json")
 def run_experiment(options: JobOptions) -> Path:
     """Run every stage, then write the results and print the table; return the folder of the results."""
     with Workspace(options) as workspace:
+        collected = ["collect"] if options.dataset is None else []
+        pretrained = map(pretrain.name_of, pretrain.variants(workspace))
+        workspace.check_rerun([*collected, *pretrained, *train_diffuser.names(workspace), "adapt", "evaluate"])
         if options.dataset is None:
             workspace.run(collect.stage(workspace))
         for variant in pretrain.variants(workspace):
@@ -114,6 +117,7 @@ def _run_saved(
     outputs: Path = Path("outputs"),
     dataset: str | None = None,
     backbone_checkpoint: Path | None = None,
+    rerun: tuple[str, ...] = (),
 ) -> None:
     """Run an experiment that was saved as JSON.
 
@@ -123,11 +127,12 @@ def _run_saved(
         outputs: Folder below which the experiment writes everything.
         dataset: Dataset to use instead of the one that the experiment's own collect stage writes.
         backbone_checkpoint: Backbone folder to use instead of the one that its own pretrain stage writes.
+        rerun: Stages to make again though they are done, by the names that are printed.
     """
     if (from_run is None) == (from_file is None):
         raise UserError("name one saved experiment, by --from-run or --from-file")
     text = _read(from_file) if from_file else json.dumps(read_json(resolve_uri(), str(from_run), "experiment.json"))
-    run_experiment(JobOptions(Experiment.from_json(text), outputs, dataset, backbone_checkpoint))
+    run_experiment(JobOptions(Experiment.from_json(text), outputs, dataset, backbone_checkpoint, rerun))
 
 
 def _read(path: Path) -> str:

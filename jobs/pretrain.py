@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import collect
+import torch
 from workspace import JobOptions, Stage, StageRun, Workspace, run_job
 
 from promptdiffuser.data.store import Dataset, open_dataset
@@ -17,6 +18,7 @@ from promptdiffuser.distributed.validation import Validation
 from promptdiffuser.errors import UserError
 from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.experiment import Experiment
+from promptdiffuser.learning.precision import resolve_precisions
 from promptdiffuser.learning.trainings import Training
 from promptdiffuser.methods import get_method
 from promptdiffuser.methods.backbones import PROMPTED, backbone_config
@@ -24,6 +26,9 @@ from promptdiffuser.methods.inputs import InputsSettings
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.experts import Quality
 from promptdiffuser.trainings import backbone_training, rounds_of
+
+MODEL = Path("model")
+"""Where a training stage leaves what it trained, in its folder."""
 
 
 def variants(workspace: Workspace) -> list[str]:
@@ -59,8 +64,24 @@ def stage(workspace: Workspace, variant: str = PROMPTED) -> Stage:
         suffix = "" if variant == PROMPTED else f"-{variant}"
         run.run.log_model(f"{experiment.name}-backbone{suffix}", run.folder / "model", "pretrain")
 
-    name = "pretrain" if variant == PROMPTED else f"pretrain-{variant}"
-    return Stage(name, "pretrain", settings, work, f"python jobs/pretrain.py {experiment.name}")
+    return Stage(
+        name_of(variant),
+        "pretrain",
+        resolve_precisions(settings, training_device(experiment)),
+        work,
+        f"python jobs/pretrain.py {experiment.name}",
+        checkpoints=(MODEL,),
+    )
+
+
+def name_of(variant: str) -> str:
+    """Return the name of the stage that pre-trains a variant of the backbone."""
+    return "pretrain" if variant == PROMPTED else f"pretrain-{variant}"
+
+
+def training_device(experiment: Experiment) -> torch.device:
+    """Return the kind of device that trainings and adaptations run on."""
+    return torch.device("cuda" if experiment.cluster.gpus_per_worker else "cpu")
 
 
 def inputs_settings(experiment: Experiment, protocol: ProtocolConfig) -> InputsSettings:
@@ -145,6 +166,7 @@ def log_input(run: StageRun, dataset: Dataset, tasks: tuple[int, ...], quality: 
 def main(options: JobOptions) -> None:
     """Run the stage."""
     with Workspace(options) as workspace:
+        workspace.check_rerun(map(name_of, variants(workspace)))
         for variant in variants(workspace):
             print(workspace.run(stage(workspace, variant)) / "model")
 

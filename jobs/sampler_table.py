@@ -30,6 +30,7 @@ from promptdiffuser.data.windows import PromptPool
 from promptdiffuser.diffusion.process import Diffusion, DiffusionConfig
 from promptdiffuser.learning.diffuser import DiffuserLearning
 from promptdiffuser.learning.few_shot import DRAWS, held_out_loss, loss_behind
+from promptdiffuser.learning.precision import resolve_precisions
 from promptdiffuser.learning.trainings import make_resident
 from promptdiffuser.methods.diffusers import DIFFUSERS
 from promptdiffuser.seeding import numpy_generator
@@ -111,7 +112,7 @@ def losses_stage(workspace: Workspace, table: SamplerTable, trained: Path) -> St
         "samplers": table.samplers,
         "generation_seeds": table.generation_seeds,
         "few_shot_and_held_out": dataclasses.asdict(both),
-        "diffuser": train_diffuser.settings_of(training),
+        "diffuser": resolve_precisions(train_diffuser.settings_of(training), CPU),
     }
 
     def work(run: StageRun) -> None:
@@ -133,7 +134,8 @@ def losses_stage(workspace: Workspace, table: SamplerTable, trained: Path) -> St
             run.run.log_metrics({f"validation/loss_dt/{metric_name(str(name))}": mean})
 
     name = f"sampler-losses-seed-{experiment.seed}"
-    return Stage(name, "sampler-losses", settings, work, "python jobs/sampler_table.py quickstart")
+    command = "python jobs/sampler_table.py quickstart"
+    return Stage(name, "sampler-losses", settings, work, command, outputs=(Path(LOSSES),))
 
 
 def metric_name(prompts_from: str) -> str:
@@ -183,12 +185,17 @@ def compared(losses: pd.DataFrame, samplers: tuple[str, ...]) -> Table:
 def main(table: SamplerTable) -> None:
     """Make dataset and backbone if needed, train the diffusers, measure, and print the table."""
     with Workspace(table.job, title="sampler-table", kind="benchmark") as workspace:
+        seeds = range(workspace.experiment.seed, workspace.experiment.seed + table.training_seeds)
+        own_names = [
+            f"{name}-seed-{seed}" for seed in seeds for name in (f"diffuser-{table.diffuser}", "sampler-losses")
+        ]
+        workspace.check_rerun(["collect", "pretrain", *own_names])
         if table.job.dataset is None:
             workspace.run(collect.stage(workspace))
         if table.job.backbone_checkpoint is None:
             workspace.run(pretrain.stage(workspace))
         folders = []
-        for seed in range(workspace.experiment.seed, workspace.experiment.seed + table.training_seeds):
+        for seed in seeds:
             own = seeded(workspace, seed)
             trained = workspace.run(training_stage(own, table.diffuser))
             folders.append(workspace.run(losses_stage(own, table, trained)))

@@ -19,9 +19,11 @@ from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.optimised_prompts import optimise_prompts
 from promptdiffuser.distributed.training import TrainJob
 from promptdiffuser.errors import UserError
+from promptdiffuser.learning.checkpoint import is_whole
 from promptdiffuser.learning.guidance import GuidanceConfig
 from promptdiffuser.learning.model_folders import load_backbone
 from promptdiffuser.learning.optimised_prompts import PromptOptimisation
+from promptdiffuser.learning.precision import resolve_precisions
 from promptdiffuser.learning.trainings import DiffuserTraining
 from promptdiffuser.methods import METHODS, get_method
 from promptdiffuser.methods.diffusers import DIFFUSERS
@@ -29,6 +31,8 @@ from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tracking.names import METHOD_TAG
 from promptdiffuser.trainings import diffuser_training, few_shot_training
+
+OPTIMISED = "optimised-prompts"
 
 
 def diffusers(workspace: Workspace) -> list[str]:
@@ -61,12 +65,18 @@ def denoising_stage(workspace: Workspace, diffuser: str) -> Stage:
             pretrain.train_with_ray(run, training, dataset, experiment)
 
     return Stage(
-        f"denoising-{'context' if training.with_context else 'y'}",
+        denoising_name(diffuser),
         "train-diffuser",
-        settings_of(training),
+        resolve_precisions(settings_of(training), pretrain.training_device(experiment)),
         work,
         f"python jobs/train_diffuser.py {experiment.name}",
+        checkpoints=(pretrain.MODEL,),
     )
+
+
+def denoising_name(diffuser: str) -> str:
+    """Return the name of that stage, which diffusers with the same inputs share."""
+    return f"denoising-{'context' if DIFFUSERS[diffuser].sees_task_context else 'y'}"
 
 
 def multi_task_training(workspace: Workspace, diffuser: str) -> DiffuserTraining:
@@ -85,6 +95,14 @@ def stages(workspace: Workspace) -> Iterator[Stage]:
         if workspace.experiment.diffuser.denoising_steps:
             yield denoising_stage(workspace, diffuser)
         yield stage(workspace, diffuser)
+
+
+def names(workspace: Workspace) -> list[str]:
+    """Return the names of those stages."""
+    wanted = diffusers(workspace)
+    optimised = [OPTIMISED] if any(DIFFUSERS[diffuser].learns_optimised_prompts for diffuser in wanted) else []
+    denoising = map(denoising_name, wanted) if workspace.experiment.diffuser.denoising_steps else []
+    return [*optimised, *dict.fromkeys(denoising), *(f"diffuser-{diffuser}" for diffuser in wanted)]
 
 
 def preparations(workspace: Workspace) -> list[Stage]:
@@ -123,7 +141,8 @@ def optimised_prompts_stage(workspace: Workspace) -> Stage:
                 run.advance()
 
     command = f"python jobs/train_diffuser.py {experiment.name}"
-    return Stage("optimised-prompts", "optimise-prompts", settings, work, command)
+    checkpoints = tuple(Path(f"task-{task}") for task in dataset.family.train_tasks)
+    return Stage(OPTIMISED, "optimise-prompts", settings, work, command, checkpoints=checkpoints)
 
 
 def stage(workspace: Workspace, diffuser: str) -> Stage:
@@ -145,10 +164,12 @@ def stage(workspace: Workspace, diffuser: str) -> Stage:
     return Stage(
         f"diffuser-{diffuser}",
         "train-diffuser",
-        settings_of(training) | {"validation": dataclasses.asdict(experiment.validation)},
+        resolve_precisions(settings_of(training), pretrain.training_device(experiment))
+        | {"validation": dataclasses.asdict(experiment.validation)},
         work,
         f"python jobs/train_diffuser.py {experiment.name}",
         {METHOD_TAG: diffuser},
+        checkpoints=(pretrain.MODEL,),
     )
 
 
@@ -156,7 +177,7 @@ def job_apart(workspace: Workspace, this: Stage, training: DiffuserTraining) -> 
     """Return a stage's training as one that needs no Ray Train, for many side by side; None where it is done."""
     experiment, dataset = workspace.experiment, pretrain.checked_dataset(workspace)
     folder = workspace.folder_of(this)
-    if (folder / "model").is_dir():
+    if is_whole(folder / "model"):
         return None
     if training.optimisation.snapshot_every:
         raise UserError(
@@ -171,7 +192,7 @@ def is_trained_apart(workspace: Workspace, run: StageRun) -> bool:
 
     Elsewhere a model does not say that its stage is over: its snapshots may have to be scored, or it to be looked into.
     """
-    return workspace.base is not None and (run.folder / "model").is_dir()
+    return workspace.base is not None and is_whole(run.folder / "model")
 
 
 def few_shot_of(workspace: Workspace, diffuser: str, task: int) -> DiffuserTraining:
@@ -214,6 +235,7 @@ def settings_of(training: DiffuserTraining) -> dict[str, object]:
 def main(options: JobOptions) -> None:
     """Run the stages."""
     with Workspace(options) as workspace:
+        workspace.check_rerun(names(workspace))
         for each in stages(workspace):
             print(workspace.run(each))
 

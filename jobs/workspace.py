@@ -1,21 +1,23 @@
 """What every job shares: its command line, its stages on storage and in MLflow, its progress display.
 
 A stage is finished once, for the settings and inputs that its fingerprint is computed from. Its folder is
-`OUTPUTS/EXPERIMENT/STAGE-FINGERPRINT/`; `stage.json`, written last, says that it is complete. Asked for again, a
-finished stage is recognised, an interrupted one continues.
+`OUTPUTS/EXPERIMENT/STAGE-FINGERPRINT/`; `stage.json`, written last, says that it is complete, with which source it was
+made, and what its files were. Asked for again, a finished stage is recognised, an interrupted one continues, a damaged
+one is repaired. One process at a time works on a stage; others wait for it.
 """
 
 import dataclasses
 import hashlib
 import json
+import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,18 +26,32 @@ import tyro
 from recipes import RECIPES
 from rich.console import Console
 
+import promptdiffuser
 from promptdiffuser.console import Reporter, open_console, repeatedly
 from promptdiffuser.errors import UserError
 from promptdiffuser.experiment import Experiment
-from promptdiffuser.files import writing_below
+from promptdiffuser.files import locked, sha256, writing_below
+from promptdiffuser.learning.checkpoint import is_whole, write_json
 from promptdiffuser.paths import local_path
 from promptdiffuser.tracking.delivery import Delivery
 from promptdiffuser.tracking.journal import JOURNAL
-from promptdiffuser.tracking.names import COMMAND_TAG, FAMILY_TAG, FOLDER_TAG, SEED_TAG, STAGE_TAG, USED_RUN_TAG
+from promptdiffuser.tracking.names import (
+    COMMAND_TAG,
+    COMMIT_TAG,
+    DIRTY_TAG,
+    FAMILY_TAG,
+    FOLDER_TAG,
+    SEED_TAG,
+    STAGE_TAG,
+    USED_RUN_TAG,
+)
+from promptdiffuser.tracking.provenance import provenance
 from promptdiffuser.tracking.store import RunLog, Tracker, prepare, resolve_uri
 from promptdiffuser.tracking.system import system_metrics
 
 POLL_SECONDS = 0.5
+RECORD = "stage.json"
+RECORDED = {"fingerprint", "settings", "seconds", "run", "source", "outputs"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,8 @@ class JobOptions:
     writes."""
     backbone_checkpoint: Path | None = None
     """Backbone folder to use instead of the one that the experiment's own pretrain stage writes."""
+    rerun: tuple[str, ...] = ()
+    """Stages to make again though they are done, by the names that are printed."""
 
     def __post_init__(self) -> None:
         """Check that outputs and the backbone are on a filesystem of this machine."""
@@ -77,11 +95,39 @@ class Stage:
     """What makes it, for the error that misses it."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """Further tags of its run, such as its method."""
+    outputs: tuple[Path, ...] = ()
+    """Files that it leaves, and folders of them, in its folder: kept with their checksums in stage.json."""
+    checkpoints: tuple[Path, ...] = ()
+    """Checkpoint folders that it leaves, in its folder or, if absolute, elsewhere: verified by their own manifests."""
+    makes: tuple[Path, ...] = ()
+    """Folders outside its own that hold its finished pieces of work; a rerun makes them again."""
 
     @property
     def fingerprint(self) -> str:
         """Identify the result: 16 hexadecimal digits."""
         return fingerprint_of([self.name, self.settings])
+
+
+@cache
+def source() -> dict[str, str]:
+    """Return the commit, whether files were changed since, and the digest of all files that stages run or read."""
+    found = hashlib.sha256()
+    for root in (Path(promptdiffuser.__file__).parent, Path(__file__).parent):
+        for path in sorted(root.rglob("*")):
+            if path.is_file() and path.suffix != ".pyc":
+                found.update(f"{path.relative_to(root)} {sha256(path)}\n".encode())
+    tags = provenance()
+    return {
+        "commit": tags.get(COMMIT_TAG, "unknown"),
+        "dirty": tags.get(DIRTY_TAG, "unknown"),
+        "digest": found.hexdigest()[:16],
+    }
+
+
+def described(made_by: Mapping[str, str]) -> str:
+    """Return a source in a few words."""
+    changed = " with changes" if made_by["dirty"] == "true" else ""
+    return f"commit {made_by['commit'][:12]}{changed}, digest {made_by['digest'][:8]}"
 
 
 @dataclass(frozen=True)
@@ -140,6 +186,8 @@ class Workspace:
         self.tracker = prepare(resolve_uri(), self.experiment.name, tags, self.folder / JOURNAL)
         self.delivery = Delivery(self.tracker.uri, self.folder / JOURNAL)
         self._closing = ExitStack()
+        self._verified = set[Path]()
+        self._rerun = set(self.options.rerun)
 
     @cached_property
     def run_log(self) -> RunLog:
@@ -177,32 +225,52 @@ class Workspace:
         """Return where a stage writes."""
         return self.folder / f"{stage.name}-{stage.fingerprint[:8]}"
 
+    def check_rerun(self, names: Iterable[str]) -> None:
+        """Check that the stages to make again are among the names of this command's stages; raises `UserError`."""
+        known = list(names)
+        for name in self.options.rerun:
+            if name not in known:
+                raise UserError(f"--rerun names {name!r}, which is no stage of this command; known: {', '.join(known)}")
+
     def finished(self, stage: Stage) -> Path:
         """Return the folder of a finished stage, or raise a `UserError` with the command that makes it."""
-        folder = self.folder_of(stage)
-        if not (folder / "stage.json").is_file():
+        folder, record = self.folder_of(stage), self._record(stage)
+        if record is None:
             raise UserError(
                 f"stage {stage.name} of {self.experiment.name} is not finished; run `{stage.command}` first"
+            )
+        if damaged := self._damaged(stage, record):
+            raise UserError(
+                f"stage {stage.name} of {self.experiment.name} is damaged ({damaged[0]} is missing or was changed); "
+                f"run `{stage.command}`, which makes it again"
             )
         return folder
 
     def open(self, stage: Stage) -> RunLog:
-        """Return a stage's run in MLflow, the same one each time."""
+        """Return a stage's run in MLflow, the same one each time that the same source asks for it."""
         tags = {STAGE_TAG: stage.kind, FOLDER_TAG: str(self.folder_of(stage)), **stage.tags}
-        run = self.tracker.run(stage.name, stage.fingerprint, self.run_log, tags)
+        run = self.tracker.run(stage.name, f"{stage.fingerprint}-{source()['digest']}", self.run_log, tags)
         self.run_log.set_tag(USED_RUN_TAG + stage.name, run.run_id)
         return run
 
     def run(self, stage: Stage) -> Path:
-        """Run a stage to its end, unless it is finished already, and return its folder."""
+        """Run a stage to its end, unless it is finished already, and return its folder.
+
+        If another process is at work on it, wait for its end.
+        """
         folder = self.folder_of(stage)
-        if (folder / "stage.json").is_file():
-            record = json.loads((folder / "stage.json").read_text())
-            # A store that does not know the stage's run gets it: the stage runs again and finds its work done.
-            if self.tracker.has_run(record["run"]):
-                self.run_log.set_tag(USED_RUN_TAG + stage.name, record["run"])
-                self.console.print(f"[green]✓[/] {stage.name:<32} done before ({record['seconds']:.0f} s then)")
-                return folder
+        with locked(folder.with_name(f".{folder.name}.lock"), lambda owner: self._say(stage, f"waits for {owner}")):
+            self._make(stage)
+        return folder
+
+    def _make(self, stage: Stage) -> None:
+        folder = self.folder_of(stage)
+        if stage.name in self._rerun:
+            self._rerun.remove(stage.name)
+            for old in (folder, *stage.makes):
+                shutil.rmtree(old, ignore_errors=True)
+        if self._is_done(stage):
+            return
         folder.mkdir(parents=True, exist_ok=True)
         run = self.open(stage)
         run.log_params(stage.settings)
@@ -216,11 +284,73 @@ class Workspace:
         seconds = time.perf_counter() - started
         run.log_metrics({"time/stage_s": seconds})
         run.finish()
-        record = {"fingerprint": stage.fingerprint, "settings": stage.settings, "seconds": seconds, "run": run.run_id}
-        (folder / ".stage.json.writing").write_text(json.dumps(record, indent=1, default=str) + "\n")
-        (folder / ".stage.json.writing").rename(folder / "stage.json")
+        record = {
+            "fingerprint": stage.fingerprint,
+            "settings": _as_json(stage.settings),
+            "seconds": seconds,
+            "run": run.run_id,
+            "source": source(),
+            "outputs": {
+                str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+                for output in stage.outputs
+                for path in _files_of(folder / output)
+            },
+        }
+        write_json(folder / RECORD, record)
+        self._verified.add(folder)
         self.console.print(f"[green]✓[/] {stage.name:<32} {seconds:6.1f} s")
-        return folder
+
+    def _is_done(self, stage: Stage) -> bool:
+        """Tell whether a stage needs no work, and say why; what is damaged of it is removed."""
+        folder, record = self.folder_of(stage), self._record(stage)
+        if record is None:
+            if (folder / RECORD).exists():
+                self._say(stage, f"is made again: {folder / RECORD} is damaged or of an older version")
+            return False
+        if damaged := self._damaged(stage, record):
+            self._say(stage, f"is made again: {damaged[0]} is missing or was changed")
+            for path in damaged:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                path.unlink(missing_ok=True)
+            (folder / RECORD).unlink()
+            return False
+        # A store that does not know the stage's run gets it: the stage runs again and finds its work done.
+        if not self.tracker.has_run(record["run"]):
+            return False
+        self.run_log.set_tag(USED_RUN_TAG + stage.name, record["run"])
+        self.console.print(f"[green]✓[/] {stage.name:<32} done before ({record['seconds']:.0f} s then)")
+        if record["source"]["digest"] != source()["digest"]:
+            made_by = described(record["source"])
+            self._say(stage, f"was made by other source ({made_by}); --rerun {stage.name} makes it again")
+        return True
+
+    def _record(self, stage: Stage) -> dict[str, Any] | None:
+        """Return the content of a stage's stage.json, or None where there is none that can be read."""
+        path = self.folder_of(stage) / RECORD
+        try:
+            record = json.loads(path.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        if not isinstance(record, dict) or not record.keys() >= RECORDED:
+            return None
+        if (record["fingerprint"], record["settings"]) != (stage.fingerprint, _as_json(stage.settings)):
+            raise UserError(f"{path.parent} holds another stage of the same name; move it or name other --outputs")
+        return record
+
+    def _damaged(self, stage: Stage, record: Mapping[str, Any]) -> list[Path]:
+        """Return the files and checkpoints of a stage that are not as it left them; looks once in a process."""
+        folder = self.folder_of(stage)
+        if folder in self._verified:
+            return []
+        damaged = [folder / name for name, of in record["outputs"].items() if not _is_as_recorded(folder / name, of)]
+        damaged += [folder / name for name in stage.checkpoints if not is_whole(folder / name)]
+        if not damaged:
+            self._verified.add(folder)
+        return damaged
+
+    def _say(self, stage: Stage, text: str) -> None:
+        self.console.print(f"[yellow]! {stage.name}[/] {text}", soft_wrap=True, highlight=False)
 
     @contextmanager
     def at_work(self, name: str, folder: Path, run: RunLog) -> Iterator[StageRun]:
@@ -237,6 +367,20 @@ def _check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}); name another folder by --outputs") from error
+
+
+def _as_json(settings: Any) -> Any:
+    return json.loads(json.dumps(settings, default=str))
+
+
+def _files_of(output: Path) -> list[Path]:
+    if not output.is_dir():
+        return [output]
+    return sorted(path for path in output.rglob("*") if path.is_file() and not path.name.startswith("."))
+
+
+def _is_as_recorded(path: Path, recorded: Mapping[str, Any]) -> bool:
+    return path.is_file() and path.stat().st_size == recorded["bytes"] and sha256(path) == recorded["sha256"]
 
 
 def status_of(error: type[BaseException] | None) -> Literal["FINISHED", "FAILED", "KILLED"]:

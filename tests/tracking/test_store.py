@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import pickle
+import subprocess
+import sys
 import time
 from pathlib import Path
 from urllib.parse import quote
@@ -16,6 +19,7 @@ from promptdiffuser.tracking.delivery import deliver
 from promptdiffuser.tracking.provenance import provenance
 from promptdiffuser.tracking.store import RunLog, Tracker, connect, prepare, resolve_uri
 from promptdiffuser.tracking.writing import PARAM_LENGTH
+from tests.tiny import ROOT
 
 
 def steps_and_values(log: RunLog, key: str) -> list[tuple[int, float]]:
@@ -210,3 +214,34 @@ def test_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no MLflow store"):
         connect(f"sqlite:///{tmp_path}/missing.db")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.db"]
+
+
+TOUCH = """
+import sys, time
+from pathlib import Path
+from promptdiffuser.tracking.store import prepare
+
+folder, name = Path(sys.argv[1]), sys.argv[2]
+(folder / name).touch()
+while len(list(folder.iterdir())) < 3:
+    time.sleep(0.01)
+print(prepare(f"sqlite:///{folder.parent}/mlflow.db", "tests").experiment_id)
+"""
+
+
+def test_commands_that_touch_a_new_store_together_all_get_it(tmp_path: Path) -> None:
+    """MLflow makes its tables by migrations, of which two at once fail."""
+    (tmp_path / "ready").mkdir()
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOUCH, str(tmp_path / "ready"), name],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT / "platform")},
+        )
+        for name in "abc"
+    ]
+    ended = [(*process.communicate(timeout=100), process.returncode) for process in started]
+    assert [status for _, _, status in ended] == [0, 0, 0], "\n".join(errors for _, errors, _ in ended)
+    assert len({printed for printed, _, _ in ended}) == 1

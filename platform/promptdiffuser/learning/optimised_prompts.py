@@ -19,7 +19,7 @@ from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.plans import EpisodeIndex
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.data.windows import PromptPool, ResidentEpisodes, Segments, cut_pool_pieces
-from promptdiffuser.learning.checkpoint import load_checkpoint, save_checkpoint
+from promptdiffuser.learning.checkpoint import is_whole, load_checkpoint, save_checkpoint
 from promptdiffuser.learning.model_folders import load_backbone
 from promptdiffuser.learning.tuning import FewShotTuning, TuningConfig, tune
 from promptdiffuser.models.backbone import PromptDT
@@ -66,8 +66,8 @@ class PromptOptimisation:
 
     @property
     def is_done(self) -> bool:
-        """Whether they are there."""
-        return self.result.is_dir()
+        """Whether they are there, every byte as it was written."""
+        return is_whole(self.result)
 
     def run(self, device: torch.device) -> None:
         """Tune and write."""

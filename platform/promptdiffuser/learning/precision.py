@@ -1,7 +1,8 @@
 """Which number format the matrix products of a training step use."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -31,6 +32,21 @@ def check_precision(field: str, precision: str) -> None:
 def number_format(precision: str, device: torch.device) -> torch.dtype:
     """Return the number format that a precision means on a device."""
     return PRECISIONS[best_precision(device) if precision == "auto" else precision]
+
+
+def resolve_precisions(settings: Any, device: torch.device) -> Any:
+    """Return nested settings in which every `precision` that is auto is replaced by what it becomes on a device.
+
+    A driver without a GPU cannot know what auto becomes on its workers' GPUs, so there it is `auto on cuda`.
+    """
+    if not isinstance(settings, Mapping):
+        return settings
+    unknown = device.type == "cuda" and not torch.cuda.is_available()
+    best = f"auto on {device.type}" if unknown else best_precision(device)
+    return {
+        key: best if (key, value) == ("precision", "auto") else resolve_precisions(value, device)
+        for key, value in settings.items()
+    }
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from promptdiffuser.data.store import Dataset
+from promptdiffuser.learning.checkpoint import is_whole
 from promptdiffuser.learning.model_folders import load_backbone
 from promptdiffuser.learning.trainings import DiffuserTraining, History
 from promptdiffuser.memory import forget_peak, peak_gib
@@ -40,8 +41,8 @@ class AdaptationCell:
 
     @property
     def is_done(self) -> bool:
-        """Whether it has its result."""
-        return self.result.is_dir()
+        """Whether it has its result, every byte as it was written."""
+        return is_whole(self.result)
 
     def run(self, device: torch.device, on_history: Callable[[History], None] = lambda history: None) -> None:
         """Adapt and write the result."""

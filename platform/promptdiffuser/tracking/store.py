@@ -27,6 +27,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.utils.file_utils import get_local_path_or_none
 
 from promptdiffuser.errors import UserError
+from promptdiffuser.files import locked
 from promptdiffuser.tracking.addresses import (
     absolute,
     check_answers,
@@ -61,13 +62,13 @@ def connect(uri: str, create: bool = False) -> MlflowClient:
 
     Args:
         uri: `sqlite:///...`, `http://...` or `https://...`.
-        create: Make the SQLite file if there is none. Nothing else may be using it meanwhile.
+        create: Make the SQLite file if there is none.
     """
     uri = absolute(uri)
     # MLflow itself retries a dead server or an unusable file for minutes, so look first.
     check_answers(uri, create)
     try:
-        with _quiet("alembic", "mlflow"):
+        with _quiet("alembic", "mlflow"), _one_at_a_time(uri):
             client = client_of(uri)
             client.search_experiments(max_results=1)
     except MlflowException as error:
@@ -89,7 +90,7 @@ def read_json(uri: str, run_id: str, name: str) -> Any:
 def prepare(uri: str, experiment: str, tags: Mapping[str, str] | None = None, journal: Path | None = None) -> "Tracker":
     """Open the store, making the store and the MLflow experiment if needed.
 
-    The driver calls this once before any fan-out: several processes that touch a new SQLite file together fail.
+    The driver calls this once before any fan-out. Commands that touch a new SQLite file together wait for each other.
 
     Args:
         uri: The store.
@@ -326,6 +327,17 @@ def _write_and_delete(uri: str, location: str) -> None:
         files.log_artifact(str(probe))
     with suppress(Exception):  # some storage lets a job write and not delete
         files.delete_artifacts(probe.name)
+
+
+@contextmanager
+def _one_at_a_time(uri: str) -> Iterator[None]:
+    """Let one process at a time bring a SQLite file to MLflow's schema: two migrations at once fail."""
+    if not is_sqlite(uri):
+        yield
+        return
+    path = sqlite_path(uri)
+    with locked(path.with_name(f".{path.name}.lock")):
+        yield
 
 
 @contextmanager

@@ -1,0 +1,270 @@
+"""Stages of a workspace: real folders and a real MLflow store, with work that takes no time."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from promptdiffuser.errors import UserError
+from promptdiffuser.learning.checkpoint import save_checkpoint
+from promptdiffuser.learning.precision import best_precision, resolve_precisions
+from tests.learning.damage import flip_a_byte
+from tests.tiny import ROOT
+
+CPU = torch.device("cpu")
+WEIGHTS = "model/weights.safetensors"
+
+
+class Works:
+    """A workspace with one stage that leaves a model and a table, and keeps its finished piece elsewhere."""
+
+    def __init__(self, folder: Path) -> None:
+        self.outputs, self.times = folder / "outputs", 0
+
+    def stage(self, settings: dict[str, Any] | None = None) -> Any:
+        from workspace import Stage
+
+        def work(run: Any) -> None:
+            self.times += 1
+            if not (run.folder / "model").exists():
+                save_checkpoint(run.folder / "model", {"weights": {"w": torch.zeros(9)}}, {})
+            (run.folder / "table.json").write_text("[1, 2]\n")
+            self.piece.mkdir(exist_ok=True)
+            (self.piece / f"made-{self.times}").touch()
+
+        return Stage(
+            "small",
+            "collect",
+            settings or {"width": 3, "by_task": {1: "one"}, "shape": (1, 2)},
+            work,
+            "python jobs/small.py",
+            outputs=(Path("table.json"),),
+            checkpoints=(Path("model"),),
+            makes=(self.piece,),
+        )
+
+    @property
+    def piece(self) -> Path:
+        return self.outputs / "quickstart" / "piece"
+
+    def run(self, *rerun: str, settings: dict[str, Any] | None = None) -> Path:
+        """Run the stage as a new command does."""
+        from recipes import RECIPES
+        from workspace import JobOptions, Workspace
+
+        experiment = RECIPES["quickstart"]()
+        with Workspace(JobOptions(experiment, self.outputs, rerun=rerun)) as workspace:
+            workspace.check_rerun(["small"])
+            folder: Path = workspace.run(self.stage(settings))
+            assert workspace.finished(self.stage(settings)) == folder
+        return folder
+
+
+@pytest.fixture
+def works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Works:
+    monkeypatch.syspath_prepend(str(ROOT / "jobs"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("COLUMNS", "300")
+    return Works(tmp_path)
+
+
+def test_a_finished_stage_is_done_once(works: Works, capsys: pytest.CaptureFixture[str]) -> None:
+    assert works.run() == works.run()
+    assert works.times == 1
+    output = capsys.readouterr().out
+    assert "done before" in output
+    assert "!" not in output
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "model deleted": lambda folder: (
+        [path.unlink() for path in (folder / "model").iterdir()] + [(folder / "model").rmdir()]
+    ),
+    "byte of the model flipped": lambda folder: flip_a_byte(folder / WEIGHTS),
+    "manifest lists nothing": lambda folder: (folder / "model" / "manifest.json").write_text("{}"),
+    "file deleted": lambda folder: (folder / "table.json").unlink(),
+    "file changed": lambda folder: (folder / "table.json").write_text("[1, 3]\n"),
+    "record emptied": lambda folder: (folder / "stage.json").write_text(""),
+    "record cut": lambda folder: (folder / "stage.json").write_text('{"fingerprint": "'),
+    "record of an older version": lambda folder: (folder / "stage.json").write_text('{"seconds": 1, "run": "x"}'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_stage_is_made_again(
+    works: Works, damage: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = works.run()
+    damage(folder)
+    works.run()
+    assert works.times == 2
+    assert capsys.readouterr().out.count("! small is made again: ") == 1
+    works.run()
+    assert works.times == 2
+    assert (folder / "table.json").read_text() == "[1, 2]\n"
+
+
+def test_who_reads_a_damaged_stage_is_told_what_repairs_it(works: Works) -> None:
+    from recipes import RECIPES
+    from workspace import JobOptions, Workspace
+
+    flip_a_byte(works.run() / WEIGHTS)
+    with (
+        Workspace(JobOptions(RECIPES["quickstart"](), works.outputs)) as workspace,
+        pytest.raises(UserError, match=r"small of quickstart is damaged .*run `python jobs/small.py`"),
+    ):
+        workspace.finished(works.stage())
+
+
+@pytest.mark.parametrize("field", ["fingerprint", "settings"])
+def test_another_stage_with_the_same_short_name_is_no_hit(works: Works, field: str) -> None:
+    record = works.run() / "stage.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {field: "another"}))
+    with pytest.raises(UserError, match="holds another stage"):
+        works.run()
+
+
+def test_a_hit_of_other_source_is_said_and_a_rerun_makes_it_again_from_nothing(
+    works: Works, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = works.run() / "stage.json"
+    record = json.loads(path.read_text())
+    assert set(record["source"]) == {"commit", "dirty", "digest"}
+    record["source"] = {"commit": "c0ffee", "dirty": "true", "digest": "0123456789abcdef"}
+    path.write_text(json.dumps(record))
+    (path.parent / "checkpoints").mkdir()
+    capsys.readouterr()
+    works.run()
+    assert works.times == 1
+    said = (
+        "! small was made by other source (commit c0ffee with changes, digest 01234567); --rerun small makes it again"
+    )
+    assert said in capsys.readouterr().out
+    works.run("small")
+    assert works.times == 2
+    assert not (path.parent / "checkpoints").exists(), "a rerun must not go on from the old stage"
+    assert [made.name for made in works.piece.iterdir()] == ["made-2"]
+    capsys.readouterr()
+    works.run()
+    assert "!" not in capsys.readouterr().out
+
+
+def test_the_source_is_the_package_and_the_jobs_with_their_data(works: Works, tmp_path: Path) -> None:
+    for name in ("platform", "jobs"):
+        subprocess.run(["cp", "-r", str(ROOT / name), str(tmp_path / name)], check=True)
+    digests = [digest_in(tmp_path)]
+    for name in ("platform/promptdiffuser/methods/prompt_dt.py", "jobs/recipes/__init__.py"):
+        with (tmp_path / name).open("a") as file:
+            file.write("# changed\n")
+        digests.append(digest_in(tmp_path))
+    assert len(set(digests)) == 3
+
+
+def digest_in(folder: Path) -> str:
+    program = "import workspace; print(workspace.source()['digest'])"
+    path = os.pathsep.join(str(folder / name) for name in ("platform", "jobs"))
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def test_an_unknown_stage_is_not_made_again(works: Works) -> None:
+    with pytest.raises(UserError, match="'smal', which is no stage of this command; known: small"):
+        works.run("smal")
+
+
+def test_auto_is_what_the_hardware_makes_of_it() -> None:
+    settings = {"loss": {"precision": "auto", "batch_size": 4}, "few_shot": {2: {"precision": "bf16"}}}
+    assert resolve_precisions(settings, CPU) == {
+        "loss": {"precision": best_precision(CPU), "batch_size": 4},
+        "few_shot": {2: {"precision": "bf16"}},
+    }
+    if not torch.cuda.is_available():
+        assert resolve_precisions(settings, torch.device("cuda"))["loss"]["precision"] == "auto on cuda"
+
+
+def test_stages_on_other_hardware_are_other_stages(small_dataset: Any, works: Works) -> None:
+    import pretrain
+    from recipes import RECIPES
+    from workspace import JobOptions, Workspace
+
+    experiment = RECIPES["quickstart"]()
+    found = []
+    for gpus in (0.0, 1.0):
+        cluster = dataclasses.replace(experiment.cluster, gpus_per_worker=gpus)
+        evaluation = dataclasses.replace(
+            experiment.evaluation, few_shot=dataclasses.replace(experiment.evaluation.few_shot, episodes=2)
+        )
+        given = dataclasses.replace(experiment, cluster=cluster, methods=("prompt-dt",), evaluation=evaluation)
+        with Workspace(JobOptions(given, works.outputs, str(small_dataset.location))) as workspace:
+            pretrain.checked_dataset.cache_clear()
+            stage = pretrain.stage(workspace)
+            assert '"auto"' not in json.dumps(stage.settings, default=str)
+            found.append(stage.fingerprint)
+    assert found[0] != found[1] or torch.cuda.is_available()
+
+
+TWO_AT_ONCE = """
+import sys, time
+from pathlib import Path
+from recipes import RECIPES
+from workspace import JobOptions, Stage, Workspace
+
+outputs, seconds = Path(sys.argv[1]), float(sys.argv[2])
+
+def work(run):
+    (outputs / "at-work").touch()
+    with (outputs / "times").open("a") as file:
+        file.write("once\\n")
+    time.sleep(seconds)
+
+with Workspace(JobOptions(RECIPES["quickstart"](), outputs)) as workspace:
+    workspace.run(Stage("small", "collect", {"width": 3}, work, "python jobs/small.py"))
+"""
+
+
+def start(works: Works, seconds: float) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in ("platform", "jobs"))}
+    command = [sys.executable, "-c", TWO_AT_ONCE, str(works.outputs), str(seconds)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_the_second_of_two_identical_commands_waits_and_finds_the_stage_done(works: Works) -> None:
+    first = start(works, 15)
+    wait_for(works.outputs / "at-work")
+    second = start(works, 0)
+    printed = [process.communicate(timeout=100)[0] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), printed
+    assert (works.outputs / "times").read_text() == "once\n"
+    assert printed[1].count(f"! small waits for process {first.pid} on ") == 1
+    assert "done before" in printed[1]
+
+
+def test_a_dead_process_keeps_nobody_waiting(works: Works) -> None:
+    first = start(works, 100)
+    wait_for(works.outputs / "at-work")
+    first.kill()
+    first.communicate()
+    second = start(works, 0)
+    printed, _ = second.communicate(timeout=60)
+    assert second.returncode == 0, printed
+    assert "waits for" not in printed
