@@ -54,12 +54,12 @@ def stage(workspace: Workspace) -> Stage:
                 missing.append(block)
         run.expect(len(blocks), len(blocks) - len(missing))
         if missing:
-            connect(experiment.cluster)
-            pool = RolloutPool(family.name, experiment.cluster.rollout_actors)
-            for block, record in pool.run(missing, makers):
-                writer.adopt(block.name, record)
-                run.advance()
-            pool.close()
+            cluster = experiment.cluster
+            connect(cluster)
+            with RolloutPool(family.name, cluster.rollout_actors, block_limit_s=cluster.block_limit_s) as pool:
+                for block, record in pool.run(missing, makers):
+                    writer.adopt(block.name, record)
+                    run.advance()
         manifest = writer.commit().manifest
         records = manifest.files.values()
         run.run.log_metrics(

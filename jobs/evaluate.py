@@ -29,7 +29,7 @@ from promptdiffuser.evaluation.blocks import BlockOfMany, EvaluationBlock, evalu
 from promptdiffuser.evaluation.policies import AdaptedPolicies, AdaptedPolicy
 from promptdiffuser.evaluation.results import BlockResults
 from promptdiffuser.evaluation.scores import reference_scores, summarise_targets
-from promptdiffuser.experiment import ClusterConfig, Experiment
+from promptdiffuser.experiment import Experiment
 from promptdiffuser.learning.model_folders import load_backbone
 from promptdiffuser.learning.precision import resolve_precisions
 from promptdiffuser.methods import get_method
@@ -180,23 +180,17 @@ def play(run: StageRun, prepared: Sequence[Prepared]) -> None:
     total = sum(len(each.blocks) for each in prepared)
     run.expect(total, total - len(missing))
     if missing:
-        experiment = prepared[0].experiment
-        connect(experiment.cluster)
-        pool = rollout_pool(experiment.family, experiment.cluster)
-        for found, episodes in pool.run(missing, [each.policies for each in prepared]):
-            prepared[found.evaluation].results[found.block.method].write(found.block.name, episodes)
-            run.advance()
+        family, cluster = prepared[0].experiment.family, prepared[0].experiment.cluster
+        connect(cluster)
+        with RolloutPool(family, cluster.rollout_actors, cluster.gpus_per_actor, cluster.block_limit_s) as pool:
+            for found, episodes in pool.run(missing, [each.policies for each in prepared]):
+                prepared[found.evaluation].results[found.block.method].write(found.block.name, episodes)
+                run.advance()
         run.run.log_metrics({"cost/rollout_actor_memory_gib": pool.peak_memory_gib})
     for each in prepared:
         for evaluation in each.evaluations:
             names = [block.name for block in each.blocks if block.method == evaluation.method]
             evaluation.blocks.join(names, evaluation.episodes)
-
-
-@cache
-def rollout_pool(family: str, cluster: ClusterConfig) -> RolloutPool:
-    """Return the pool that all evaluations of this job share; its actors end with the job."""
-    return RolloutPool(family, cluster.rollout_actors, cluster.gpus_per_actor)
 
 
 def cost_of(evaluation: MethodEvaluation) -> dict[str, float]:

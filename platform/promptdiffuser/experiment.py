@@ -106,6 +106,10 @@ class DiffuserTrainingConfig:
             )
 
 
+BLOCK_LIMIT_S = 3600.0
+"""Default time limit of a block of episodes: blocks take seconds to minutes, so only one that hangs takes an hour."""
+
+
 @dataclass(frozen=True)
 class ClusterConfig:
     """How much of the Ray cluster an experiment takes.
@@ -130,6 +134,9 @@ class ClusterConfig:
     """Actors that step the simulator, one CPU each."""
     gpus_per_actor: float = 0.0
     """GPUs of a rollout actor, for the backbone; a fraction lets several actors share one."""
+    block_limit_s: float = BLOCK_LIMIT_S
+    """Seconds after which a rollout actor that has not finished a block of episodes is killed and started again; the
+    block then runs once more, three times in all."""
     local_cpus: int = 4
     """Logical CPUs that a local cluster declares. On two cores 4 is right: Train workers and the Ray Data tasks that
     feed them must fit together, or both wait for ever."""
@@ -144,6 +151,8 @@ class ClusterConfig:
                 f"cluster.max_train_workers must be 0 or at least cluster.train_workers ({self.train_workers}), "
                 f"got {self.max_train_workers}"
             )
+        if self.block_limit_s <= 0:
+            raise ValueError(f"cluster.block_limit_s must be positive, got {self.block_limit_s}")
         for name in ("gpus_per_worker", "gpus_per_actor"):
             gpus = getattr(self, name)
             if gpus < 0 or (gpus > 1 and gpus % 1):

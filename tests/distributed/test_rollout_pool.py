@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ import torch
 
 from promptdiffuser.data.manifest import FileRecord
 from promptdiffuser.data.storage import Storage
+from promptdiffuser.distributed import rollouts
 from promptdiffuser.distributed.rollouts import RolloutPool
 from promptdiffuser.errors import UserError
 from promptdiffuser.evaluation.blocks import CollectBlock, EvaluationBlock
@@ -51,11 +53,8 @@ class DeadlyBlock:
 
 def records_by_task(num_actors: int, blocks: list[Any]) -> dict[int, FileRecord]:
     """Return what each block wrote; a record holds the checksum of its file."""
-    pool = RolloutPool("cheetah-vel", num_actors)
-    try:
+    with RolloutPool("cheetah-vel", num_actors) as pool:
         return {record.task: record for _, record in pool.run(blocks, {})}
-    finally:
-        pool.close()
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +79,87 @@ def test_the_block_of_an_actor_that_died_runs_again_with_the_same_result(
     assert (tmp_path / "died").exists()
 
 
-def test_a_block_that_always_ends_its_actor_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_actors", [1, 2, 4])
+def test_a_block_that_always_ends_its_actor_is_named_on_any_number_of_actors(num_actors: int, tmp_path: Path) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with pytest.raises(RuntimeError, match=r"DeadlyBlock.*ended its actor 3 times"):
-        records_by_task(1, [DeadlyBlock(blocks_in(tmp_path)[0], None)])
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        with pytest.raises(RuntimeError, match=r"DeadlyBlock.*ended its actor 3 times$"):
+            records_by_task(num_actors, [DeadlyBlock(blocks_in(tmp_path)[0], None)])
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def test_actors_that_cannot_start_are_not_waited_for(tmp_path: Path) -> None:
+    with (
+        RolloutPool("no-such-family", 2) as pool,
+        pytest.raises(RuntimeError, match="no rollout actor can be started"),
+    ):
+        list(pool.run(blocks_in(tmp_path), {}))
+
+
+def test_actors_that_die_while_starting_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(rollouts, "RolloutActor", StillbornActor)
+    monkeypatch.setattr(rollouts, "START_POLL_S", 0.2)
+    with (
+        RolloutPool("cheetah-vel", 2) as pool,
+        pytest.raises(RuntimeError, match="no rollout actor can be started"),
+    ):
+        list(pool.run(blocks_in(tmp_path), {}))
+
+
+class StillbornActor(rollouts.RolloutActor):
+    def __init__(self, family: str, on_gpu: bool) -> None:
+        os._exit(1)
+
+
+@dataclass(frozen=True)
+class StoppedBlock:
+    """Stops its actor's process, every time or only the first time, as a simulator that hangs."""
+
+    inner: CollectBlock
+    marker: Path | None
+
+    def run(self, stepper: EpisodeStepper, shared: Any) -> Any:
+        if self.marker is None or not self.marker.exists():
+            if self.marker is not None:
+                self.marker.touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return self.inner.run(stepper, shared)
+
+
+def test_an_actor_that_hangs_is_started_again_and_its_block_runs_again(
+    alone: dict[int, FileRecord], tmp_path: Path
+) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    blocks: list[Any] = [*blocks_in(tmp_path)]
+    blocks[2] = StoppedBlock(blocks[2], tmp_path / "stopped")
+    with RolloutPool("cheetah-vel", 2, block_limit_s=20) as pool:
+        assert {record.task: record for _, record in pool.run(blocks, {})} == alone
+    assert (tmp_path / "stopped").exists()
+
+
+def test_a_block_that_always_hangs_is_named_with_the_limit(tmp_path: Path) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with (
+        RolloutPool("cheetah-vel", 2, block_limit_s=2) as pool,
+        pytest.raises(
+            RuntimeError, match=r"StoppedBlock.*ended its actor 3 times.*longer than 2 s.*--cluster.block-limit-s"
+        ),
+    ):
+        list(pool.run([StoppedBlock(blocks_in(tmp_path)[0], None)], {}))
+
+
+def test_pools_of_several_families_one_after_the_other_each_get_all_cpus(tmp_path: Path) -> None:
+    num_actors = int(ray.cluster_resources()["CPU"])
+    for family in ("cheetah-vel", "cheetah-dir", "ant-dir"):
+        storage, task = Storage.at(tmp_path / family), get_family(family).tasks[0]
+        block = CollectBlock(storage, task, "random", 0, first_episode=0, episodes=1, seed=3)
+        with RolloutPool(family, num_actors) as pool:
+            assert [record.task for _, record in pool.run([block], {})] == [task]
 
 
 def test_two_users_may_share_the_actors(alone: dict[int, FileRecord], tmp_path: Path) -> None:
@@ -141,11 +217,8 @@ def evaluate(num_actors: int, folder: Path) -> tuple[pd.DataFrame, float]:
         WatchedBlock(EvaluationBlock(number, tuple(requests[number * size : (number + 1) * size]), PROTOCOL), folder)
         for number in range(NUM_BLOCKS)
     ]
-    pool = RolloutPool(FAMILY.name, num_actors)
-    try:
+    with RolloutPool(FAMILY.name, num_actors) as pool:
         done = [(block.inner.number, frame) for block, frame in pool.run(blocks, policies)]
-    finally:
-        pool.close()
     assert sorted(number for number, _ in done) == list(range(NUM_BLOCKS)), "a block is missing or came twice"
     frames = [frame for _, frame in sorted(done, key=lambda pair: pair[0])]
     return pd.concat(frames, ignore_index=True).drop(columns="seconds"), pool.peak_memory_gib
@@ -194,7 +267,8 @@ def test_an_action_that_is_not_finite_stops_the_evaluation_with_its_name(tmp_pat
     broken.states[1] = torch.nan
     policies = prompted(tiny_backbone(FAMILY), normaliser, {"a": {7: broken}})
     block = EvaluationBlock(0, tuple(PROTOCOL.requests(FAMILY, ["a"], [7])), PROTOCOL)
-    pool = RolloutPool(FAMILY.name, 1)
-    with pytest.raises(UserError, match=r"not finite at step 0 of .*task=7.*method='a', prompt=1"):
+    with (
+        RolloutPool(FAMILY.name, 1) as pool,
+        pytest.raises(UserError, match=r"not finite at step 0 of .*task=7.*method='a', prompt=1"),
+    ):
         list(pool.run([block], policies))
-    pool.close()

@@ -4,24 +4,28 @@ Ray's own ActorPool drops a dead actor and raises; here Ray restarts the actor a
 on whichever actor is free. Blocks are addressed by seed, so a block that ran twice gives the same result twice.
 """
 
+import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import ray
 import torch
 from ray.exceptions import RayActorError, RayTaskError
 
 from promptdiffuser.evaluation.stepping import EpisodeStepper
+from promptdiffuser.experiment import BLOCK_LIMIT_S
 from promptdiffuser.learning.allocator import keep_freed_memory
 from promptdiffuser.memory import peak_gib
 from promptdiffuser.tasks import get_family
 
 BLOCK_ATTEMPTS = 3
-"""Deaths of an actor in the middle of a block after which the block is given up."""
-SILENT_RESTARTS = 3
-"""Deaths in a row without a finished block after which an actor is given up."""
+"""Deaths of an actor in the middle of a block after which the block is given up; a block that takes too long is one."""
+START_ATTEMPTS = 3
+"""Deaths in a row while starting after which an actor is given up."""
+START_POLL_S = 5.0
+"""Interval at which the restarts of actors that have not answered are counted."""
 BLOCKS_IN_FLIGHT = 2
 """Blocks handed to an actor at a time: one runs, one waits, so that no actor idles between two."""
 
@@ -45,8 +49,8 @@ class RolloutActor:
         self._publication: Any = None
         self._shared: Any = None
 
-    # Without retries a call is refused while Ray starts the actor again.
-    @ray.method(max_task_retries=SILENT_RESTARTS)
+    # However often the call is refused while Ray starts the actor again; the pool counts the starts.
+    @ray.method(max_task_retries=-1)
     def ready(self) -> None:
         """Answer once the actor has started."""
 
@@ -70,32 +74,54 @@ class _Member:
     actor: Any
     blocks: dict[Any, int] = field(default_factory=dict)
     """Reference of the answer -> number of the block, oldest first: the first one runs, the others wait."""
-    deaths: int = 0
-    """Deaths since it last finished a block."""
+    since: float = 0.0
+    """Time at which the first of its blocks came to the front, or at which it was killed as overdue."""
+    overdue: bool = False
+    """Whether it was killed because the first of its blocks took too long."""
+    restarts: int = 0
+    """Restarts when it was last asked to start."""
+
+    def ask(self) -> Any:
+        """Ask whether it has started; the answer comes once it has."""
+        self.restarts = _restarts(self.actor)
+        return self.actor.ready.remote()
 
 
 class RolloutPool:
-    """Runs blocks on actors; may be handed to other Ray processes, which then share the actors."""
+    """Runs blocks on actors; may be handed to other Ray processes, which then share the actors.
 
-    def __init__(self, family: str, num_actors: int, gpus_per_actor: float = 0.0) -> None:
+    A context that ends the actors, so that their CPUs are free for the next pool.
+    """
+
+    def __init__(
+        self, family: str, num_actors: int, gpus_per_actor: float = 0.0, block_limit_s: float = BLOCK_LIMIT_S
+    ) -> None:
         """Start the actors; those for which the cluster has room work at once, others when it has."""
         remote_actor: Any = ray.remote(num_cpus=1, num_gpus=gpus_per_actor, max_restarts=-1)(RolloutActor)
         self._actors = [remote_actor.remote(family, gpus_per_actor > 0) for _ in range(num_actors)]
+        self._block_limit_s = block_limit_s
         self.peak_memory_gib = 0.0
         """Largest memory that an actor has held so far, of those that this copy of the pool has heard of."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def run(self, blocks: Sequence[Block[Result]], shared: Any) -> Iterator[tuple[Block[Result], Result]]:
         """Yield (block, result) as they finish; `shared` is published once.
 
-        No more than `BLOCKS_IN_FLIGHT` results an actor wait to be taken, however slowly they are.
+        No more than `BLOCKS_IN_FLIGHT` results per actor wait to be taken, however slowly they are.
 
         Raises:
-            RuntimeError: A block's actor died `BLOCK_ATTEMPTS` times, or no actor can be started.
+            RuntimeError: A block's actor died `BLOCK_ATTEMPTS` times, or no actor can be started. An actor that does
+                not answer within the time limit of a block is killed, which counts as a death.
         """
         publication = [ray.put(shared)]
         waiting, attempts = deque(range(len(blocks))), Counter[int]()
         # An actor is given work once it has answered: one that still waits for a place in the cluster holds nobody up.
-        starting = {actor.ready.remote(): _Member(actor) for actor in self._actors}
+        starting = {member.ask(): member for member in map(_Member, self._actors)}
         working, alive = dict[Any, _Member](), list[_Member]()
         while waiting or working:
             # While others start, nobody takes a block to wait: it may be theirs.
@@ -104,35 +130,40 @@ class RolloutPool:
                     if waiting and len(member.blocks) == ahead:
                         number = waiting.popleft()
                         answer = member.actor.run.remote(blocks[number], publication)
+                        if not member.blocks:
+                            member.since = time.monotonic()
                         member.blocks[answer], working[answer] = number, member
             if not starting and not working:
-                raise RuntimeError(f"every rollout actor died {SILENT_RESTARTS} times without finishing a block")
-            (answer,), _ = ray.wait([*starting, *working], num_returns=1)
+                raise RuntimeError(f"no rollout actor can be started: each died {START_ATTEMPTS} times while starting")
+            answers, _ = ray.wait([*starting, *working], num_returns=1, timeout=self._patience(starting, working))
+            if not answers:
+                self._kill_overdue(working)
+                starting = {answer: each for answer, each in starting.items() if _may_start(each)}
+                continue
+            answer = answers[0]
             if answer in starting:
                 member = starting.pop(answer)
                 if _has_started(answer):
                     alive.append(member)
-                else:
-                    self._restart(member, starting)
                 continue
             member = working.pop(answer)
             number = member.blocks.pop(answer)
+            overdue, member.overdue, member.since = member.overdue, False, time.monotonic()
             try:
                 result, memory_gib = ray.get(answer)
             except RayActorError as error:
                 attempts[number] += 1
                 if attempts[number] == BLOCK_ATTEMPTS:
-                    raise RuntimeError(f"{blocks[number]} ended its actor {BLOCK_ATTEMPTS} times") from error
+                    raise RuntimeError(self._given_up(blocks[number], overdue)) from error
                 # The blocks that waited behind it are not to blame.
                 waiting.extendleft([*reversed(member.blocks.values()), number])
                 working = {other: owner for other, owner in working.items() if owner is not member}
                 member.blocks.clear()
                 alive.remove(member)
-                self._restart(member, starting)
+                starting[member.ask()] = member
                 continue
             except RayTaskError as error:
                 raise error.cause from error
-            member.deaths = 0
             self.peak_memory_gib = max(self.peak_memory_gib, memory_gib)
             yield blocks[number], result
 
@@ -141,12 +172,38 @@ class RolloutPool:
         for actor in self._actors:
             ray.kill(actor)
 
-    @staticmethod
-    def _restart(member: _Member, starting: dict[Any, _Member]) -> None:
-        """Wait for Ray to start the actor again, unless it only ever dies."""
-        member.deaths += 1
-        if member.deaths < SILENT_RESTARTS:
-            starting[member.actor.ready.remote()] = member
+    def _patience(self, starting: dict[Any, _Member], working: dict[Any, _Member]) -> float:
+        """Return the seconds until a running block is overdue, or until starting actors are looked at."""
+        now = time.monotonic()
+        left = [member.since + self._block_limit_s - now for member in working.values()]
+        return max(0.0, min([*left, *[START_POLL_S] * bool(starting)]))
+
+    def _kill_overdue(self, working: dict[Any, _Member]) -> None:
+        """Kill the actors that have not answered in time; Ray starts them again, and their calls end in an error."""
+        now = time.monotonic()
+        for member in set(working.values()):
+            if now - member.since >= self._block_limit_s:
+                ray.kill(member.actor, no_restart=False)
+                member.since, member.overdue = now, True
+
+    def _given_up(self, block: Any, overdue: bool) -> str:
+        reason = f"{block} ended its actor {BLOCK_ATTEMPTS} times"
+        if not overdue:
+            return reason
+        return (
+            f"{reason}: it was killed as the block took longer than {self._block_limit_s:g} s; "
+            "if the block is only slow, raise --cluster.block-limit-s"
+        )
+
+
+def _may_start(member: _Member) -> bool:
+    """Return whether an actor that has not answered has died fewer times than `START_ATTEMPTS` while starting."""
+    return _restarts(member.actor) - member.restarts < START_ATTEMPTS
+
+
+def _restarts(actor: Any) -> int:
+    """Return how often Ray has started an actor again."""
+    return int(ray._private.state.actors(actor._actor_id.hex()).get("NumRestarts", 0))
 
 
 def _has_started(answer: Any) -> bool:
