@@ -2,13 +2,22 @@
 
 import logging
 import os
+import re
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import grpc
+import psutil
 import ray
 import torch
+from ray._common.utils import get_default_ray_temp_dir
+from ray._private import services
+from ray._private.grpc_utils import init_grpc_channel
+from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
+from ray._private.utils import validate_socket_filepath
 from ray.util.state import list_nodes
 
 from promptdiffuser.errors import UserError
@@ -20,6 +29,14 @@ LOCAL_OBJECT_STORE_BYTES = 2**30
 # Ray's own default of 15 lets its two dozen idle processes, and whatever else runs, take a sixth of a training's core.
 WORKER_NICENESS = 0
 DASHBOARD_TIMEOUT_S = 5
+PROBE_TIMEOUT_S = 8
+"""Time in which a cluster must accept a connection; Ray itself waits for minutes."""
+LOCAL_STARTS = 3
+"""Times that a local cluster is started before it is given up; Ray allows a busy machine little time for one."""
+ADDRESS = re.compile(r"(?:ray://)?(?:[\w.-]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})")
+SOCKETS = "session_2000-01-01_00-00-00_000000_{pid}/sockets/{longest}"
+"""Path of a socket below Ray's folder; all sessions have names of this form."""
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
 def connect(cluster: ClusterConfig, trials: int = 0, validates: bool = False, dashboard: bool = False) -> None:
@@ -32,34 +49,21 @@ def connect(cluster: ClusterConfig, trials: int = 0, validates: bool = False, da
         dashboard: Whether Ray's dashboard must run, as Ray Train inside Ray Tune needs it.
 
     Raises:
-        UserError: The named cluster does not answer, the experiment needs more CPUs or GPUs than there are, torch
-            cannot use the GPUs, or there is no dashboard.
+        UserError: RAY_ADDRESS names no cluster or one that does not answer, a local one cannot be started, the
+            experiment needs more CPUs or GPUs than there are, torch cannot use the GPUs, or there is no dashboard.
     """
     if ray.is_initialized():
         _require(cluster, trials, validates, ray.cluster_resources())
         if dashboard:
             _require_dashboard()
         return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    address = os.environ.get("RAY_ADDRESS")
-    if not address:
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address in ("", "local"):
         local = {"CPU": float(cluster.local_cpus), "GPU": float(torch.cuda.device_count())}
         _require(cluster, trials, validates, local)
-        with _keeping_sigterm():
-            ray.init(
-                "local",  # never an unrelated cluster that happens to run on this machine
-                num_cpus=cluster.local_cpus,
-                include_dashboard=dashboard,
-                object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-                _system_config={"worker_niceness": WORKER_NICENESS},
-                **quiet,
-            )
+        _start_local(cluster.local_cpus, dashboard)
         return
-    try:
-        with _keeping_sigterm():
-            ray.init(address, **quiet)
-    except ConnectionError as error:
-        raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address}; start one or unset it") from error
+    _join(address)
     _require(cluster, trials, validates, ray.cluster_resources())
     if cluster.gpus_per_worker:
         _require_cuda(cluster.gpus_per_worker)
@@ -84,6 +88,90 @@ def _keeping_sigterm() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _start_local(num_cpus: int, dashboard: bool) -> None:
+    """Start a cluster for this process; one that does not come up in time is ended and started afresh."""
+    folder = get_default_ray_temp_dir()
+    longest = "dash_TaskEventsHead" if dashboard else "plasma_store"
+    try:
+        validate_socket_filepath(os.path.join(folder, SOCKETS.format(pid=os.getpid(), longest=longest)))
+    except OSError as error:
+        raise UserError(
+            f"{folder} is too long a path for Ray's sockets; set RAY_TMPDIR to a short one, such as RAY_TMPDIR=/tmp"
+        ) from error
+    for attempt in range(1, LOCAL_STARTS + 1):
+        others = set(psutil.Process().children())
+        try:
+            with _keeping_sigterm():
+                ray.init(
+                    "local",  # never an unrelated cluster that happens to run on this machine
+                    num_cpus=num_cpus,
+                    include_dashboard=dashboard,
+                    object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+                    _system_config={"worker_niceness": WORKER_NICENESS},
+                    **QUIET,
+                )
+            return
+        except Exception as error:  # Ray raises a bare one when its node is late
+            _end_failed_start(others)
+            if attempt == LOCAL_STARTS:
+                reason = str(error).strip().splitlines() or [type(error).__name__]
+                raise UserError(
+                    f"Ray did not start on this machine in {LOCAL_STARTS} attempts ({reason[0]}); try again when it is "
+                    f"less busy, and see the logs in {folder}/session_latest/logs"
+                ) from error
+
+
+def _end_failed_start(others: set[psutil.Process]) -> None:
+    """End what a failed start has left; Ray forgets the processes of a node that it did not finish."""
+    ray.shutdown()
+    package = str(Path(ray.__file__).parent)
+    left = []
+    for process in set(psutil.Process().children()) - others:
+        try:
+            if package in " ".join(process.cmdline()):
+                left += [process, *process.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            continue
+    for process in left:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(left, timeout=10)
+
+
+def _join(address: str) -> None:
+    """Connect to a running cluster."""
+    shown = re.sub(r"//[^/]*@", "//", address)  # without a password
+    match = ADDRESS.fullmatch(address)
+    if address != "auto" and (match is None or not 0 < int(match[1]) < 2**16):
+        raise UserError(
+            f"RAY_ADDRESS={shown} is not the address of a Ray cluster; give the head as host:port (head:6379), as "
+            "ray://host:port, or auto for one on this machine; a dashboard's http://... is for cluster/submit.py"
+        )
+    unreachable = f"no Ray cluster answers at RAY_ADDRESS={shown}; start one or unset it"
+    try:
+        found = address if "://" in address else str(services.canonicalize_bootstrap_address(address))
+        if not _answers(found.removeprefix("ray://")):
+            raise UserError(unreachable)
+        with _keeping_sigterm():
+            ray.init(address, **QUIET)
+    except ConnectionError as error:
+        raise UserError(unreachable) from error
+
+
+def _answers(host_port: str) -> bool:
+    """Return whether a server of Ray's protocol accepts a connection."""
+    channel = init_grpc_channel(host_port, GLOBAL_GRPC_OPTIONS)
+    try:
+        grpc.channel_ready_future(channel).result(timeout=PROBE_TIMEOUT_S)
+    except grpc.FutureTimeoutError:
+        return False
+    finally:
+        channel.close()
+    return True
 
 
 def cores_of_overcommitted() -> int | None:
