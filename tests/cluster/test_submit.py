@@ -36,7 +36,7 @@ from tests import tiny
 from tests.data.synthetic import write_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
-START_TIMEOUT_S = 60
+START_TIMEOUT_S = 180
 JOB_TIMEOUT_S = 400
 # Below what Linux hands out to whoever asks for any port, Ray's own processes among them (ip_local_port_range: 32768 to
 # 60999), and above the ports that Ray's workers take by default (10002 to 19999).
@@ -421,7 +421,7 @@ def test_unreachable_cluster_is_one_line_in_time(repository: Path) -> None:
         silent.listen()
         start = time.monotonic()
         result = run_submit(repository, ["--address", f"http://127.0.0.1:{port}", "pipeline", "quickstart"])
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 30
     assert result.returncode == 2
     assert result.stderr.startswith("error: no Ray cluster answers at")
     assert len(result.stderr.splitlines()) == 1

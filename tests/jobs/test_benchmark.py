@@ -27,7 +27,7 @@ def start(folder: Path, base: Path, *options: str) -> subprocess.Popen[str]:
 
 @pytest.mark.ray
 def test_a_killed_benchmark_goes_on_and_grows_and_does_nothing_twice(tiny_run: Path, tmp_path: Path) -> None:
-    process, deadline = start(tmp_path, tiny_run, "--experiment.methods", *METHODS), time.monotonic() + 200
+    process, deadline = start(tmp_path, tiny_run, "--experiment.methods", *METHODS), time.monotonic() + 400
     while not (cells := list(tmp_path.glob("*/adaptations/*/task-*/policy/manifest.json"))):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline

@@ -123,7 +123,7 @@ def test_bad_datasets_are_refused_by_name(run: Runner, tmp_path: Path) -> None:
 
 def test_script_runs_from_anywhere(dataset: Dataset, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "jobs" / "describe.py"), dataset.location]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert dataset.manifest.digest in result.stdout
     assert max(map(len, result.stdout.splitlines())) > 80, "tables in logs are not cut to 80 columns"

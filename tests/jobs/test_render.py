@@ -118,7 +118,7 @@ def test_machine_without_a_driver_is_told_what_it_lacks(setting: str, tmp_path: 
         env=os.environ | nothing,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr

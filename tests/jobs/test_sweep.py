@@ -30,7 +30,7 @@ def start_sweep(folder: Path, base: Path, *options: str) -> subprocess.Popen[str
 
 @pytest.mark.ray
 def test_a_killed_sweep_goes_on_and_its_best_is_confirmed(tiny_run: Path, tmp_path: Path) -> None:
-    process, deadline = start_sweep(tmp_path, tiny_run), time.monotonic() + 200
+    process, deadline = start_sweep(tmp_path, tiny_run), time.monotonic() + 400
     while not (ended := list(tmp_path.glob("quickstart/sweep-*/trial-*/result.json"))):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
