@@ -222,22 +222,23 @@ from pathlib import Path
 from recipes import RECIPES
 from workspace import JobOptions, Stage, Workspace
 
-outputs, seconds = Path(sys.argv[1]), float(sys.argv[2])
+outputs = Path(sys.argv[1])
 
 def work(run):
     (outputs / "at-work").touch()
     with (outputs / "times").open("a") as file:
         file.write("once\\n")
-    time.sleep(seconds)
+    while not (outputs / "end").exists():
+        time.sleep(0.05)
 
 with Workspace(JobOptions(RECIPES["quickstart"](), outputs)) as workspace:
     workspace.run(Stage("small", "collect", {"width": 3}, work, "python jobs/small.py"))
 """
 
 
-def start(works: Works, seconds: float) -> subprocess.Popen[str]:
+def start(works: Works) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in ("platform", "jobs"))}
-    command = [sys.executable, "-c", TWO_AT_ONCE, str(works.outputs), str(seconds)]
+    command = [sys.executable, "-c", TWO_AT_ONCE, str(works.outputs)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -249,22 +250,27 @@ def wait_for(path: Path) -> None:
 
 
 def test_the_second_of_two_identical_commands_waits_and_finds_the_stage_done(works: Works) -> None:
-    first = start(works, 15)
+    first = start(works)
     wait_for(works.outputs / "at-work")
-    second = start(works, 0)
+    second = start(works)
+    assert second.stdout is not None
+    said = next(line for line in second.stdout if line.startswith("!"))
+    (works.outputs / "end").touch()
     printed = [process.communicate(timeout=100)[0] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), printed
     assert (works.outputs / "times").read_text() == "once\n"
-    assert printed[1].count(f"! small waits for process {first.pid} on ") == 1
+    assert said.startswith(f"! small waits for process {first.pid} on ")
     assert "done before" in printed[1]
+    assert "waits for" not in printed[1]
 
 
 def test_a_dead_process_keeps_nobody_waiting(works: Works) -> None:
-    first = start(works, 100)
+    first = start(works)
     wait_for(works.outputs / "at-work")
     first.kill()
     first.communicate()
-    second = start(works, 0)
+    (works.outputs / "end").touch()
+    second = start(works)
     printed, _ = second.communicate(timeout=60)
     assert second.returncode == 0, printed
     assert "waits for" not in printed
