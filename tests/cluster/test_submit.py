@@ -363,7 +363,6 @@ def run_states(store: Path) -> set[str]:
 
 
 @pytest.mark.ray
-@pytest.mark.xfail(reason="jobs must end by SIGTERM as they do by Ctrl-C", strict=False)
 def test_job_is_followed_and_stopped_by_the_printed_commands(head: Head, tmp_path: Path) -> None:
     access = {"RAY_AUTH_TOKEN": head.token}
     job = ["collect", "quickstart", "--collection.episodes-per-task", "4000"]
