@@ -1,11 +1,13 @@
 """The figures of a benchmark's page. Every function returns a matplotlib `Figure` and touches no global state."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures import QUIET_INK, RUN_COLOURS, WIDTH_INCHES, style_axes
+from analysis.figures import FLOOR_LABELS, FLOOR_STYLES, QUIET_INK, RUN_COLOURS, WIDTH_INCHES, style_axes
 from promptdiffuser.statistics.pareto import on_front
 
 _FRONT = "#0072b2"
@@ -16,13 +18,14 @@ _NAME_HEIGHT, _NAME_SHIFT = 10.0, 4.0
 """Points from a name to the next one, and from a point up to its name."""
 
 
-def return_for_cost(rows: pd.DataFrame) -> Figure:
+def return_for_cost(rows: pd.DataFrame, references: Mapping[str, Mapping[str, float]]) -> Figure:
     """Draw the return with its interval by the seconds of adapting: of all rows, and close by of the better half.
 
     A line joins those that no cheaper one beats; they are named.
 
     Args:
         rows: name, return, return_low, return_high, adapt_s.
+        references: Policy -> its mean return; lines show those that ignore what they observe.
     """
     figure = Figure(figsize=(WIDTH_INCHES, 4.4), layout="constrained")
     whole, close = figure.subplots(1, 2)
@@ -35,9 +38,18 @@ def return_for_cost(rows: pd.DataFrame) -> Figure:
     margin = 0.1 * max(high - low, abs(high) * 0.01)
     close.set_ylim(low - margin, high + 2 * margin)
     _name(close, front[front["return"] >= low])
+    draw_floors(whole, references)
+    whole.legend(frameon=False, fontsize=8, loc="lower right")
     style_axes(whole, "All")
     style_axes(close, "The better half")
     return figure
+
+
+def draw_floors(axes: Axes, references: Mapping[str, Mapping[str, float]]) -> None:
+    """Draw the mean returns of policies that ignore what they observe as horizontal lines."""
+    for policy, label in FLOOR_LABELS.items():
+        level = references[policy]["mean"]
+        axes.axhline(level, color=QUIET_INK, linestyle=FLOOR_STYLES[policy], linewidth=1.1, label=label)
 
 
 def _draw(axes: Axes, rows: pd.DataFrame, front: pd.DataFrame) -> None:
@@ -75,11 +87,12 @@ def _half_widths(rows: pd.DataFrame) -> pd.Series:
     return widths.fillna(0.0)
 
 
-def return_by_size(rows: pd.DataFrame) -> Figure:
+def return_by_size(rows: pd.DataFrame, references: Mapping[str, Mapping[str, float]]) -> Figure:
     """Draw the return with its interval by the number of few-shot episodes, a line for each name.
 
     Args:
         rows: name, few_shot_episodes, return, return_low, return_high.
+        references: See `return_for_cost`.
     """
     figure = Figure(figsize=(WIDTH_INCHES, 4.4), layout="constrained")
     axes = figure.subplots()
@@ -97,6 +110,7 @@ def return_by_size(rows: pd.DataFrame) -> Figure:
             elinewidth=0.9,
             label=name,
         )
+    draw_floors(axes, references)
     axes.set_xscale("log")
     sizes = sorted(set(rows["few_shot_episodes"]))
     axes.set_xticks(sizes, [str(size) for size in sizes])

@@ -13,9 +13,12 @@ from analysis import page
 from analysis.benchmark import CELL, REFERENCE, Cell, by_cell, cell_difference
 from analysis.benchmark_figures import return_by_size, return_for_cost
 from analysis.evidence import interval_of
+from analysis.figures import FLOOR_LABELS
+from promptdiffuser.evaluation.scores import nothing_learned, reference_scores, reference_task_returns
 from promptdiffuser.statistics.intervals import LEAST_UNITS
 from promptdiffuser.statistics.paired import adjusted
 from promptdiffuser.statistics.pareto import on_front
+from promptdiffuser.tasks.family import TaskFamily
 
 QUESTION = "Which way of making a prompt adapts the frozen policy best, at what cost, and how sure are we?"
 _DOT, _REFERENCE_DOT = "#0072b2", "#d55e00"
@@ -33,11 +36,11 @@ _MANY_LINES = 12
 """More lines than this in the figure over sizes of the few-shot set tell nothing apart; the best are drawn."""
 
 
-def write_page(folder: Path, title: str, facts: Mapping[str, object], reference: str) -> Path:
+def write_page(folder: Path, title: str, facts: Mapping[str, object], reference: str, family: TaskFamily) -> Path:
     """Write index.html beside the tables that `analysis.benchmark.write_tables` wrote, and return its path."""
     tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in ("table", "per_task", "episodes")}
     path = folder / "index.html"
-    path.write_text(render(title, facts, **tables, reference=reference), encoding="utf-8")
+    path.write_text(render(title, facts, **tables, reference=reference, family=family), encoding="utf-8")
     return path
 
 
@@ -48,6 +51,7 @@ def render(
     per_task: pd.DataFrame,
     episodes: pd.DataFrame,
     reference: str,
+    family: TaskFamily,
 ) -> str:
     """Return the page as HTML text.
 
@@ -58,27 +62,35 @@ def render(
         per_task: What `analysis.benchmark.per_task` returns.
         episodes: See `analysis.benchmark.by_cell`.
         reference: Method that the table's differences are from.
+        family: Task family, whose policies that ignore what they observe are shown beside the methods.
     """
     named = table.assign(name=_names(table))
-    sections = [page.section("conclusions", "What the numbers allow", page.listing(conclusions(table, episodes)))]
+    floors = reference_scores(family)
+    sentences = conclusions(table, episodes, floors)
+    sections = [page.section("conclusions", "What the numbers allow", page.listing(sentences))]
     sizes = named.groupby("few_shot_episodes")
     if len(sizes) > 1:
-        sections.append(_over_sizes(named))
+        sections.append(_over_sizes(named, floors))
     for size, rows in sizes:
-        sections.append(_costs(size, rows))
-        sections.append(_returns(size, rows, reference))
-    sections += [_tasks(per_task), page.section("facts", "How it was measured", page.facts(facts))]
+        sections.append(_costs(size, rows, floors))
+        sections.append(_returns(size, rows, reference, floors))
+    sections += [
+        _tasks(per_task, reference_task_returns(family)),
+        page.section("facts", "How it was measured", page.facts(facts)),
+    ]
     return page.whole(title, QUESTION, sections)
 
 
-def conclusions(table: pd.DataFrame, episodes: pd.DataFrame) -> list[str]:
+def conclusions(
+    table: pd.DataFrame, episodes: pd.DataFrame, references: Mapping[str, Mapping[str, float]]
+) -> list[str]:
     """Return sentences computed from the numbers: what they show, and where they stop."""
     cells = by_cell(episodes)
     several = table["few_shot_episodes"].nunique() > 1
     sentences = [
         (f"{size} few-shot episodes: " if several else "") + sentence
         for size, rows in table.assign(name=_names(table)).groupby("few_shot_episodes")
-        for sentence in _of_size(rows, cells)
+        for sentence in (*_of_size(rows, cells), *nothing_learned(_results(rows), references))
     ]
     return [
         *sentences,
@@ -115,6 +127,14 @@ def _of_size(rows: pd.DataFrame, cells: Mapping[Cell, pd.DataFrame]) -> Iterator
         )
 
 
+def _results(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Return name -> mean return and the lower end of its interval, None where that is not known."""
+    return {
+        row["name"]: {"mean": row["return"], "ci_low": None if pd.isna(row["return_low"]) else row["return_low"]}
+        for row in rows.to_dict("records")
+    }
+
+
 def _rivals(rows: pd.DataFrame, cells: Mapping[Cell, pd.DataFrame]) -> str:
     """Return which methods are not shown to be worse than the best one, and how much worse they could be."""
     first, *others = (cells[tuple(cell)] for cell in rows[CELL].to_numpy())
@@ -143,19 +163,19 @@ def _names(rows: pd.DataFrame) -> pd.Series:
     return rows["arm"] + " " + rows["method"] if several_methods else rows["arm"]
 
 
-def _costs(size: Any, rows: pd.DataFrame) -> str:
+def _costs(size: Any, rows: pd.DataFrame, references: Mapping[str, Mapping[str, float]]) -> str:
     front = rows[on_front(rows, "adapt_s", "return")]
     alt = "Points with intervals: mean return by seconds of adapting; a line joins those that no cheaper one beats: "
     return page.section(
         f"cost-{size}",
         f"Return for cost, {size} few-shot episodes",
-        page.image(return_for_cost(rows), alt + ", ".join(front["name"])),
+        page.image(return_for_cost(rows, references), alt + ", ".join(front["name"])),
         "Left all, right the better half. Costs of training backbones and diffusers on the training tasks are not "
         "in it: they are paid once for all target tasks.",
     )
 
 
-def _returns(size: Any, rows: pd.DataFrame, reference: str) -> str:
+def _returns(size: Any, rows: pd.DataFrame, reference: str, references: Mapping[str, Mapping[str, float]]) -> str:
     records = rows.to_dict("records")
     colours = [_REFERENCE_DOT if row["method"] == reference and pd.isna(row["difference"]) else _DOT for row in records]
     pictures = page.whiskers([interval_of(row, "return") for row in records], colours)
@@ -182,6 +202,9 @@ def _returns(size: Any, rows: pd.DataFrame, reference: str) -> str:
     ]
     heads = ("Method", "Mean return", "", "Normalised", f"Minus {reference}", "Verdict", "Failed episodes")
     heads += ("Numbers tuned", "Updates", "Episodes played", "Seconds", "Memory, GiB")
+    for policy, label in FLOOR_LABELS.items():
+        known = (page.number(references[policy]["mean"], 1), "", page.number(references[policy]["normalised"], 3))
+        lines.append(page.reference_row(label, (*known, *[""] * (len(heads) - 1 - len(known)))))
     return page.section(
         f"returns-{size}",
         f"Returns and costs, {size} few-shot episodes, one backbone",
@@ -192,7 +215,7 @@ def _returns(size: Any, rows: pd.DataFrame, reference: str) -> str:
     )
 
 
-def _tasks(per_task: pd.DataFrame) -> str:
+def _tasks(per_task: pd.DataFrame, references: Mapping[str, Mapping[int, float]]) -> str:
     tasks = [column for column in per_task if column not in CELL]
     named = per_task.assign(name=_names(per_task), mean=per_task[tasks].mean(axis=1))
     ordered = named.sort_values(["few_shot_episodes", "mean"], ascending=[True, False])
@@ -200,13 +223,15 @@ def _tasks(per_task: pd.DataFrame) -> str:
         page.row(page.text(row["name"]), (row["few_shot_episodes"], *(page.number(row[task], 1) for task in tasks)))
         for row in ordered.to_dict("records")
     ]
+    for policy, label in FLOOR_LABELS.items():
+        rows.append(page.reference_row(label, ("", *(page.number(references[policy][int(t)], 1) for t in tasks))))
     heads = ("Method", "Few-shot episodes", *(f"Task {task}" for task in tasks))
     return page.section("tasks", "Mean return by task", page.table("Mean return by task", heads, rows))
 
 
-def _over_sizes(rows: pd.DataFrame) -> str:
+def _over_sizes(rows: pd.DataFrame, references: Mapping[str, Mapping[str, float]]) -> str:
     best = rows.groupby("name")["return"].max().nlargest(_MANY_LINES).index
-    figure = return_by_size(rows[rows["name"].isin(best)])
+    figure = return_by_size(rows[rows["name"].isin(best)], references)
     note = f"The best {_MANY_LINES} of {rows['name'].nunique()}." if rows["name"].nunique() > _MANY_LINES else ""
     return page.section(
         "sizes",

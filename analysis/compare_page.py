@@ -8,8 +8,11 @@ import pandas as pd
 from analysis import page
 from analysis.compare import Comparison
 from analysis.evidence import interval_of
-from analysis.figures import learning_curves, method_colours, method_label, returns_per_task
+from analysis.figures import FLOOR_LABELS, learning_curves, method_colours, method_label, returns_per_task
+from promptdiffuser.evaluation.scores import reference_scores, reference_task_returns
 from promptdiffuser.statistics.intervals import Interval
+from promptdiffuser.tasks import get_family
+from promptdiffuser.tasks.family import TaskFamily
 
 QUESTION = "Which run is better, by how much, at what cost, and how sure are we?"
 
@@ -100,6 +103,10 @@ def _returns(comparison: Comparison) -> str:
         )
         for name, row, picture in zip(names, rows, pictures, strict=True)
     ]
+    references = reference_scores(_family(comparison))
+    for policy, label in FLOOR_LABELS.items():
+        cells = (page.number(references[policy]["mean"]), "", page.number(references[policy]["normalised"], 3), "", "")
+        lines.append(page.reference_row(label, cells))
     heads = ("Run", "Mean return, 95\u00a0% interval", "", "Normalised", "Episodes", "Trainings")
     return page.table("Returns", heads, lines)
 
@@ -136,7 +143,7 @@ def _tasks(comparison: Comparison) -> str:
         for method in side.methods
         for own in [side.of_method(method)]
     )
-    figure = returns_per_task(episodes, labels)
+    figure = returns_per_task(episodes, labels, reference_task_returns(_family(comparison)))
     tasks = comparison.tasks
     rows = [
         page.row(page.text(f"{task}, {labels[str(task)]}" if str(task) in labels else task), map(page.number, values))
@@ -168,6 +175,10 @@ def _curves(comparison: Comparison) -> str:
         name = name.where(~several, name + " " + curves[part].astype(str))
     figure = learning_curves(curves.assign(run=name))
     return page.image(figure, "Curves: metrics of training by step, a line for each run")
+
+
+def _family(comparison: Comparison) -> TaskFamily:
+    return get_family(comparison.sides[0].conditions["family"])
 
 
 def _name(comparison: Comparison, side: str, method: str) -> str:

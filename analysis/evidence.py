@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import page
-from analysis.figures import method_colours, method_label, method_order, performance_profiles
+from analysis.figures import FLOOR_LABELS, method_colours, method_label, method_order, performance_profiles
 from analysis.verdicts import counted
 from promptdiffuser.errors import UserError
 from promptdiffuser.statistics.aggregates import (
@@ -49,12 +49,14 @@ def evidence(episodes: pd.DataFrame) -> dict[str, pd.DataFrame | str]:
     }
 
 
-def scores_section(table: pd.DataFrame | str, episodes: pd.DataFrame) -> str:
+def scores_section(
+    table: pd.DataFrame | str, episodes: pd.DataFrame, references: Mapping[str, Mapping[str, float]]
+) -> str:
     """Return the interquartile means, optimality gaps, probabilities of improvement and performance profiles."""
     return page.section(
         "scores",
         "Normalised scores",
-        page.caption(table) if isinstance(table, str) else _scores_html(table, episodes),
+        page.caption(table) if isinstance(table, str) else _scores_html(table, episodes, references),
         "0 is the random policy, 1 the expert. The interquartile mean leaves out the worst and the best quarter of all "
         "prompts' scores; the optimality gap is what is missing to the expert. The last column is the probability that "
         f"a prompt of the method scores higher than one of {method_label(BASELINE)} on the same task. A curve shows "
@@ -125,7 +127,7 @@ def _scores(episodes: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
 
 
-def _scores_html(table: pd.DataFrame, episodes: pd.DataFrame) -> str:
+def _scores_html(table: pd.DataFrame, episodes: pd.DataFrame, references: Mapping[str, Mapping[str, float]]) -> str:
     colours = method_colours(list(table.index))
     rows = table.to_dict("index")
     pictures = page.whiskers(
@@ -151,7 +153,10 @@ def _scores_html(table: pd.DataFrame, episodes: pd.DataFrame) -> str:
     heads = ["Method", "Interquartile mean", "", "Optimality gap", "Over"]
     if compared:
         heads.append(f"Better than {method_label(BASELINE)}")
-    figure = performance_profiles(run_scores(episodes))
+    figure = performance_profiles(run_scores(episodes), references)
+    for policy, label in FLOOR_LABELS.items():
+        cells = [page.number(references[policy]["normalised"], 3), *[""] * (len(heads) - 2)]
+        lines.append(page.reference_row(label, cells))
     return page.table("Normalised scores", heads, lines) + page.image(
         figure, "Curves: the share of each method's prompts that score above a value, with 95 % bands"
     )

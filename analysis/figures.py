@@ -25,6 +25,9 @@ METHOD_COLOURS = {
     "prompt-diffuser": "#0072b2",
     "prompt-diffuser-context": "#009e73",
 }
+FLOOR_LABELS = {"zero-action": "Zero actions", "mean-action": "Mean action of the training data"}
+"""Policies that ignore what they observe, beside methods in every figure: what does not beat them learned nothing."""
+FLOOR_STYLES = {"zero-action": ":", "mean-action": "--"}
 METHOD_LABELS = {
     "prompt-dt": "Prompt-DT",
     "other-task-prompt": "Another task's prompt",
@@ -87,8 +90,16 @@ def learning_curves(metrics: pd.DataFrame) -> Figure:
     return figure
 
 
-def returns_per_task(episodes: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
-    """Draw each method's mean return on each task with its 95 % interval, where that is known."""
+def returns_per_task(
+    episodes: pd.DataFrame, labels: Mapping[str, str], references: Mapping[str, Mapping[int, float]]
+) -> Figure:
+    """Draw each method's mean return on each task with its 95 % interval, where that is known.
+
+    Args:
+        episodes: One row an episode.
+        labels: Task -> what it is.
+        references: Policy -> task -> return, of which those in `FLOOR_LABELS` are drawn as lines.
+    """
     tasks = sorted(int(task) for task in episodes["task"].unique())
     methods = method_order(list(episodes["method"].unique()))
     colours = method_colours(methods)
@@ -116,6 +127,10 @@ def returns_per_task(episodes: pd.DataFrame, labels: Mapping[str, str]) -> Figur
             zorder=3,
             label=method_label(method),
         )
+    for policy, label in FLOOR_LABELS.items():
+        levels = [references[policy][task] for task in tasks]
+        starts, ends = ([place + side for place in range(len(tasks))] for side in (-0.45, 0.45))
+        axes.hlines(levels, starts, ends, QUIET_INK, FLOOR_STYLES[policy], linewidth=1.1, label=label)
     for boundary in range(1, len(tasks)):
         axes.axvline(boundary - 0.5, color=_GRID, linewidth=0.8)
     axes.set_xticks(range(len(tasks)), [_task_label(task, labels) for task in tasks])
@@ -123,12 +138,15 @@ def returns_per_task(episodes: pd.DataFrame, labels: Mapping[str, str]) -> Figur
     axes.set_ylabel("return", color=QUIET_INK)
     style_axes(axes)
     axes.grid(False, axis="x")
-    figure.legend(loc="outside upper left", ncols=len(methods), frameon=False, fontsize=9, handletextpad=0.2)
+    columns = min(4, len(methods) + len(FLOOR_LABELS))
+    figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=9, handletextpad=0.4)
     return figure
 
 
-def performance_profiles(scores: Mapping[str, Runs]) -> Figure:
+def performance_profiles(scores: Mapping[str, Runs], references: Mapping[str, Mapping[str, float]]) -> Figure:
     """Draw which share of each method's runs scores above each normalised score, with its 95 % band where it is known.
+
+    Vertical lines are the scores of policies that ignore what they observe.
 
     The right panel is the left one from the lower quartile of all scores on, where good methods lie close together.
     """
@@ -145,13 +163,21 @@ def performance_profiles(scores: Mapping[str, Runs]) -> Figure:
             profile = performance_profile(scores[method], thresholds)
             axes.fill_between(thresholds, profile.low_T, profile.high_T, color=colours[method], alpha=0.18, linewidth=0)
             axes.plot(thresholds, profile.share_T, color=colours[method], linewidth=1.8, label=method_label(method))
+        for policy, label in FLOOR_LABELS.items():
+            place = references[policy]["normalised"]
+            axes.axvline(place, color=QUIET_INK, linestyle=FLOOR_STYLES[policy], linewidth=1.1, label=label)
         axes.set_xlim(start, high)
         axes.set_ylim(0, 1.02)
         axes.set_xlabel("normalised score", color=QUIET_INK)
         style_axes(axes)
     whole.set_ylabel("share of runs above it", color=QUIET_INK)
     figure.legend(
-        handles=whole.lines, loc="outside upper left", ncols=len(methods), frameon=False, fontsize=9, handletextpad=0.4
+        handles=whole.lines,
+        loc="outside upper left",
+        ncols=min(4, len(whole.lines)),
+        frameon=False,
+        fontsize=9,
+        handletextpad=0.4,
     )
     return figure
 

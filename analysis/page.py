@@ -93,6 +93,11 @@ def method_row(method: str, colour: str, cells: Iterable[str], best: bool = Fals
     return html_row.replace("<tr>", '<tr class="best">') if best else html_row
 
 
+def reference_row(label: str, cells: Iterable[str]) -> str:
+    """Return a table row of a policy that methods are held against; the cells are HTML."""
+    return row(text(label), cells).replace("<tr>", '<tr class="reference">')
+
+
 def estimate(interval: Interval, digits: int = 2) -> str:
     """Return an estimate with its bounds."""
     return f'{number(interval.estimate, digits)} <span class="interval">{bounds(interval, digits)}</span>'

@@ -27,6 +27,7 @@ from analysis.evidence import (
     variance_section,
 )
 from analysis.figures import (
+    FLOOR_LABELS,
     learning_curves,
     method_colours,
     method_label,
@@ -39,9 +40,11 @@ from analysis.runs import PARENT_STAGE, ExperimentResults, load_experiment, scor
 from analysis.tables import write_tables
 from analysis.verdicts import verdict
 from promptdiffuser.errors import UserError
+from promptdiffuser.evaluation.scores import nothing_learned, reference_task_returns
 from promptdiffuser.paths import local_path
 from promptdiffuser.statistics.intervals import Interval
 from promptdiffuser.statistics.scores import at_first_target
+from promptdiffuser.tasks import get_family
 from promptdiffuser.tracking.store import flatten, resolve_uri
 
 QUESTION = (
@@ -89,21 +92,23 @@ def render(results: ExperimentResults, tables: Mapping[str, pd.DataFrame | str])
     summary = results.summary
     labels = summary["tasks"]
     episodes = scored_episodes(results)
+    references = reference_task_returns(get_family(summary["family"]))
     sections = [
         page.section("conclusions", "What the numbers allow", page.listing(conclusions(results))),
         page.section("methods", "Methods compared", _method_table(summary)),
-        scores_section(tables["scores"], episodes),
+        scores_section(tables["scores"], episodes, summary["references"]),
         differences_section(tables["differences"]),
-        page.section("tasks", "Mean return by task", _task_table(summary)),
+        page.section("tasks", "Mean return by task", _task_table(summary, references)),
         page.section(
             "returns",
             "Returns and their intervals",
             page.image(
-                returns_per_task(episodes, labels),
+                returns_per_task(episodes, labels, references),
                 "Points and bars: mean return of each method on each test task and its 95 % interval",
             ),
             "Bars are 95\u00a0% intervals of Student over the different prompts of a task (its initial states where it "
-            "has one prompt); a point without a bar has fewer than three.",
+            "has one prompt); a point without a bar has fewer than three. Lines are policies that ignore what they "
+            "observe: a method that does not beat them has learned nothing.",
         ),
         variance_section(tables["variance"]),
         page.section(
@@ -139,6 +144,8 @@ def conclusions(results: ExperimentResults) -> list[str]:
         f"{page.number(methods[best].get('seconds_adapt'))} s and "
         f"{page.count(methods[best].get('tunable_parameters'))} tunable parameters."
     ]
+    labelled = {method_label(method): result for method, result in methods.items()}
+    sentences += nothing_learned(labelled, results.summary["references"])
     episodes = scored_episodes(results)
     try:
         sentences += [
@@ -190,6 +197,10 @@ def _method_table(summary: Mapping[str, Any]) -> str:
             page.count(row["tunable_parameters"]),
         )
         rows.append(page.method_row(name, colours[name], cells, best=name == best))
+    for policy, label in FLOOR_LABELS.items():
+        reference = summary["references"][policy]
+        cells = (page.number(reference["mean"]), "", page.number(reference["normalised"]), "", "", "")
+        rows.append(page.reference_row(label, cells))
     heads = (
         "Method",
         "Mean return, 95\u00a0% interval",
@@ -202,7 +213,7 @@ def _method_table(summary: Mapping[str, Any]) -> str:
     return page.table("Methods", heads, rows)
 
 
-def _task_table(summary: Mapping[str, Any]) -> str:
+def _task_table(summary: Mapping[str, Any], references: Mapping[str, Mapping[int, float]]) -> str:
     methods: dict[str, Any] = summary["methods"]
     order = method_order(list(methods))
     colours = method_colours(order)
@@ -216,6 +227,8 @@ def _task_table(summary: Mapping[str, Any]) -> str:
             for number in [page.number(methods[name]["per_task"].get(task))]
         ]
         rows.append(page.method_row(name, colours[name], cells))
+    for policy, label in FLOOR_LABELS.items():
+        rows.append(page.reference_row(label, [page.number(references[policy][int(task)]) for task in tasks]))
     labels = summary["tasks"]
     heads = [f"Task {task}, {labels[task]}" if task in labels else f"Task {task}" for task in tasks]
     return page.table("Mean return by task", ("Method", *heads), rows)

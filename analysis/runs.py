@@ -90,15 +90,22 @@ def load_experiment(uri: str, experiment_name: str, parent_run_id: str | None = 
                 f"prompts.parquet of evaluate run {evaluate.info.run_id} has fewer than two expert prompts; "
                 f"make them with: {_command(experiment_name)}"
             )
+        summary = json.loads(files["summary.json"].read_text())
+        episodes = pd.read_parquet(files["episodes.parquet"])
+        if "references" not in summary or not {"prompt_source", "start"} <= set(episodes):
+            raise UserError(
+                f"evaluate run {evaluate.info.run_id} was made by an earlier version, which did not say which prompts "
+                f"are copies; evaluate again with: {_command(experiment_name)} --rerun evaluate"
+            )
         return ExperimentResults(
             uri=uri,
             name=experiment_name,
             parent=parent,
             stages=stages,
             metrics=_metric_histories(client, stages),
-            episodes=pd.read_parquet(files["episodes.parquet"]),
+            episodes=episodes,
             prompts=prompts,
-            summary=json.loads(files["summary.json"].read_text()),
+            summary=summary,
             inside=_inside(client, stages),
         )
 

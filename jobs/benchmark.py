@@ -31,6 +31,7 @@ from promptdiffuser.console import print_table, with_interval
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.training import train_apart
 from promptdiffuser.learning.trainings import DiffuserTraining
+from promptdiffuser.tasks import get_family
 
 ROOT = Path(__file__).resolve().parents[1]
 EPISODES = "episodes.parquet"
@@ -179,7 +180,8 @@ def results_stage(base: Workspace, benchmark: Benchmark, cells: list[PlacedCell]
         from analysis.benchmark_page import write_page
 
         tables = write_tables(run.folder, benchmark.reference, benchmark.reference_arm)
-        page = write_page(run.folder, base.title, _facts(base, benchmark), benchmark.reference)
+        family = get_family(base.experiment.family)
+        page = write_page(run.folder, base.title, _facts(base, benchmark), benchmark.reference, family)
         for path in [*tables, page]:
             run.run.log_artifact(path)
 

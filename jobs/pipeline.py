@@ -22,7 +22,7 @@ from workspace import JobOptions, Stage, Workspace, exit_status, run_job
 
 from promptdiffuser.console import print_table, with_interval
 from promptdiffuser.errors import UserError
-from promptdiffuser.evaluation.scores import FLOORS, learned_something
+from promptdiffuser.evaluation.scores import FLOORS, nothing_learned
 from promptdiffuser.experiment import Experiment
 from promptdiffuser.files import point, writing_below
 from promptdiffuser.tasks import get_family
@@ -88,10 +88,7 @@ def _table(summary: dict[str, Any]) -> Table:
     family, tasks = get_family(summary["family"]), f"{len(summary['test_tasks'])} tasks"
     seen = "also trained on" if family.tests_on_training_tasks else "never seen in training"
     methods, references = summary["methods"], summary["references"]
-    idle = [method for method, result in methods.items() if not learned_something(result, references)]
-    cautions = [family.caution] if family.caution else []
-    if idle:
-        cautions.append(f"Not clearly better than a policy that ignores its observations: {', '.join(idle)}.")
+    cautions = [*filter(None, [family.caution]), *nothing_learned(methods, references)]
     table = Table(title=f"{family.name}: {tasks} {seen}", caption="\n".join(cautions) or None)
     success = ["success"] if family.has_success else []
     for column in ("method", "mean return (95 % int.)", "normalised", *success, "seconds"):

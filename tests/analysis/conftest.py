@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 
 from analysis.report import write_report
+from promptdiffuser.evaluation.scores import reference_scores
+from promptdiffuser.tasks import get_family
 from promptdiffuser.tracking.store import RunLog, Tracker, prepare
 
 TASKS = (2, 7, 15)
@@ -90,6 +92,7 @@ def make_summary(name: str, episodes: pd.DataFrame) -> dict[str, Any]:
             "episodes_per_prompt": 2,
             "few_shot": {"episodes": 5, "quality": "mixed", "returns": "high"},
         },
+        "references": reference_scores(get_family("cheetah-vel")),
         "command": "python jobs/pipeline.py <synthetic> --seed 7",
         "seed": 7,
         "methods": methods,

@@ -11,7 +11,11 @@ from scipy import stats
 from analysis.benchmark import CELL, by_cell, cell_return, table, write_tables
 from analysis.benchmark_page import conclusions, write_page
 from promptdiffuser.errors import UserError
+from promptdiffuser.evaluation.scores import reference_scores
+from promptdiffuser.tasks import get_family
 
+FAMILY = get_family("cheetah-vel")
+FLOORS = reference_scores(FAMILY)
 SEEDS, TASKS, PROMPTS = (1, 2, 3, 4), (2, 7), 3
 GAIN = {"plain": 0.0, "better": 2.0, "worse": -5.0}
 
@@ -112,7 +116,7 @@ def written_page(episodes: pd.DataFrame, costs: pd.DataFrame, folder: Path) -> s
     episodes.to_parquet(folder / "episodes.parquet")
     (folder / "costs.json").write_text(json.dumps(costs.to_dict("records")))
     write_tables(folder, "plain")
-    return write_page(folder, "bench <family>", {"Dataset": "0123abcd"}, "plain").read_text(encoding="utf-8")
+    return write_page(folder, "bench <family>", {"Dataset": "0123abcd"}, "plain", FAMILY).read_text(encoding="utf-8")
 
 
 def test_the_page_holds_every_row_figure_and_fact(episodes: pd.DataFrame, costs: pd.DataFrame, tmp_path: Path) -> None:
@@ -143,7 +147,7 @@ def test_the_conclusions_name_who_is_level_with_the_best_and_cheap(episodes: pd.
     cheap = cost[cost["method"] == "better"].assign(method="level", seconds_adapt=0.25)
     both, paid = pd.concat([frame, level], ignore_index=True), pd.concat([cost, cheap])
     rows = table(both, paid, "plain")
-    found = conclusions(rows, both)
+    found = conclusions(rows, both, FLOORS)
     assert found[0].startswith("better has the highest mean return of 4:")
     assert found[1].startswith(
         "On equal seeds 1 of the other 3 show no significant difference from it: level. Of these"
@@ -152,10 +156,11 @@ def test_the_conclusions_name_who_is_level_with_the_best_and_cheap(episodes: pd.
     assert found[2].startswith("Compared with the reference, 3 in all: 2 better than it, 1 worse")
     assert (rows["p_value"].dropna() < 0.05).all()
     # Without it the best is better than all.
-    found = conclusions(table(frame, cost, "plain"), frame)
+    found = conclusions(table(frame, cost, "plain"), frame, FLOORS)
     assert found[1] == "On equal seeds it is better than all 2 others."
     # Two seeds are too few, whatever the differences.
-    found = conclusions(table(frame[frame["training_seed"] < 3], cost, "plain"), frame[frame["training_seed"] < 3])
+    few = frame[frame["training_seed"] < 3]
+    found = conclusions(table(few, cost, "plain"), few, FLOORS)
     assert found[1] == "Seeds are too few to say which others it is better than (2 of 3)."
     assert found[2] == "Compared with the reference, 2 in all: 2 with too few seeds for a verdict."
 
@@ -166,6 +171,8 @@ def test_no_significant_difference_is_told_with_its_worst_case(episodes: pd.Data
     cells = costs[CELL].eq(["a", 5, "plain"]).all(axis=1) | costs["method"].ne("plain")
     rows = table(frame, costs[cells], "plain")
     undecided = rows[rows["verdict"] == "undecided"]
-    (sentence,) = [text for text in conclusions(rows, frame) if text.startswith("Without a significant difference")]
+    (sentence,) = [
+        text for text in conclusions(rows, frame, FLOORS) if text.startswith("Without a significant difference")
+    ]
     assert f"{-undecided['difference_low'].min():.1f} below the reference" in sentence
     assert f"{undecided['difference_high'].max():.1f} above it" in sentence

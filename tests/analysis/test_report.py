@@ -28,6 +28,7 @@ from promptdiffuser.statistics.paired import paired_difference
 from promptdiffuser.statistics.scores import run_scores
 from promptdiffuser.statistics.variance import variance_components
 from promptdiffuser.tasks import FAMILIES
+from promptdiffuser.tasks.references import reference_returns
 from promptdiffuser.tracking.store import Tracker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,17 +91,24 @@ def test_tables_show_the_summary(experiment: Any, page: Page) -> None:
     methods = experiment.summary["methods"]
     labels = ["Prompt-DT", "Another task's prompt", "Prompt Diffuser", "Prompt Diffuser + task context"]
     names = ["prompt-dt", "other-task-prompt", "prompt-diffuser", "prompt-diffuser-context"]
-    assert [row[0] for row in page.rows["methods"][1:]] == labels
-    for name, cells in zip(names, page.rows["methods"][1:], strict=True):
+    floors = ["Zero actions", "Mean action of the training data"]
+    assert [row[0] for row in page.rows["methods"][1:]] == labels + floors
+    for name, cells in zip(names, page.rows["methods"][1:-2], strict=True):
         row = methods[name]
         assert numbers(cells[1]) == pytest.approx([row["mean"], row["ci_low"], row["ci_high"]], abs=0.006)
         shown = [numbers(cell)[0] for cell in cells[3:]]
         cost = [100 * row["failed_share"], row["seconds_adapt"], row["tunable_parameters"]]
         assert shown == pytest.approx([row["normalised"], *cost], abs=0.06)
     assert page.rows["tasks"][0] == ["Method", "Task 2, 0.225 m/s", "Task 7, 0.6 m/s", "Task 15, 1.2 m/s"]
-    for name, cells in zip(names, page.rows["tasks"][1:], strict=True):
+    for name, cells in zip(names, page.rows["tasks"][1:-2], strict=True):
         expected = [methods[name]["per_task"][str(task)] for task in experiment.summary["test_tasks"]]
         assert [numbers(cell)[0] for cell in cells[1:]] == pytest.approx(expected, abs=0.006)
+    references = reference_returns(FAMILIES["cheetah-vel"])
+    zero = [references[task].zero_return for task in experiment.summary["test_tasks"]]
+    assert [numbers(cell)[0] for cell in page.rows["tasks"][-2][1:]] == pytest.approx(zero, abs=0.006)
+    floor = experiment.summary["references"]["zero-action"]
+    shown = [numbers(cell)[0] for cell in page.rows["methods"][-2] if numbers(cell)]
+    assert shown == pytest.approx([floor["mean"], floor["normalised"]], abs=0.006)
 
 
 def test_tables_show_the_statistics(experiment: Any, page: Page) -> None:
@@ -112,7 +120,7 @@ def test_tables_show_the_statistics(experiment: Any, page: Page) -> None:
     def shown(interval: Interval) -> list[float]:
         return [interval.estimate, interval.low, interval.high]
 
-    for name, cells in zip(["prompt-dt", *others], page.rows["scores"][1:], strict=True):
+    for name, cells in zip(["prompt-dt", *others], page.rows["scores"][1:-2], strict=True):
         assert numbers(cells[1]) == pytest.approx(shown(aggregate(scores[name], interquartile_mean)), abs=0.0006)
         assert numbers(cells[3]) == pytest.approx(shown(aggregate(scores[name], optimality_gap)), abs=0.0006)
         assert cells[4] == "6 different prompts per task"
@@ -148,18 +156,23 @@ def test_a_report_comes_out_of_every_evaluation(experiment: Any) -> None:
     diverged = page_of(lost)
     assert "1 of 144 episodes have no return because their simulator diverged" in diverged.text["conclusions"]
     assert "Not computed: method 'prompt-dt' has from 1 to 2 values of episode" in diverged.text["variance"]
-    assert len(diverged.rows["scores"]) == len(diverged.rows["differences"]) + 1 == 5
+    assert len(diverged.rows["scores"]) == len(diverged.rows["differences"]) + 3 == 7
     targets = page_of(pd.concat([lost.assign(target_return=0.0), episodes.assign(target_return=9.0)]))
     assert targets.text["conclusions"] == diverged.text["conclusions"]
     single = page_of(episodes[(episodes["prompt"] == 0) & (episodes["episode"] == 0)])
     assert "(interval not known) over nothing that varies, better on 3 of 3 tasks" in single.text["conclusions"]
     assert all(cells[2] == "–" for cells in single.rows["differences"][1:])
     few = page_of(episodes.assign(prompt_source=episodes["prompt"] % 2))
-    assert {cells[4] for cells in few.rows["scores"][1:]} == {"2 different prompts per task"}
+    assert {cells[4] for cells in few.rows["scores"][1:-2]} == {"2 different prompts per task"}
     assert all("[" not in cell for cells in few.rows["scores"][1:] for cell in cells)
     alone = page_of(episodes[episodes["method"] == "prompt-diffuser"])
     assert "Not computed: the experiment has no method 'prompt-dt'" in alone.text["differences"]
     assert alone.rows["scores"][0] == ["Method", "Interquartile mean", "", "Optimality gap", "Over"]
+    still = dict.fromkeys(("mean", "ci_low", "ci_high"), experiment.summary["references"]["zero-action"]["mean"] - 1)
+    methods = results.summary["methods"] | {"prompt-dt": results.summary["methods"]["prompt-dt"] | still}
+    idle = dataclasses.replace(results, summary=results.summary | {"methods": methods})
+    assert "Nothing learned shows in Prompt-DT: no better, within the interval" in " ".join(conclusions(idle))
+    assert "Nothing learned" not in " ".join(conclusions(results))
     broken = page_of(episodes.assign(**{"return": np.nan}))
     assert "36 of 36 episodes of method 'other-task-prompt' have no finite return" in broken.text["conclusions"]
 

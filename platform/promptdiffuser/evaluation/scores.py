@@ -27,6 +27,15 @@ FLOORS = ("random", "zero-action", "mean-action")
 """Reference policies that ignore what they observe: a method that does not beat them has learned nothing."""
 
 
+def reference_task_returns(family: TaskFamily) -> dict[str, dict[int, float]]:
+    """Return policy, one of `REFERENCE_POLICIES` -> test task -> what it gets there."""
+    references = reference_returns(family)
+    return {
+        policy: {task: getattr(references[task], name) for task in family.test_tasks}
+        for policy, name in REFERENCE_POLICIES.items()
+    }
+
+
 def reference_scores(family: TaskFamily) -> dict[str, dict[str, float]]:
     """Return what the reference policies get on the test tasks.
 
@@ -36,8 +45,7 @@ def reference_scores(family: TaskFamily) -> dict[str, dict[str, float]]:
     """
     references = reference_returns(family)
     scores = {}
-    for policy, name in REFERENCE_POLICIES.items():
-        returns = {task: getattr(references[task], name) for task in family.test_tasks}
+    for policy, returns in reference_task_returns(family).items():
         relative = [
             normalise(value, references[task].random_return, references[task].expert_return)
             for task, value in returns.items()
@@ -56,6 +64,19 @@ def learned_something(result: Mapping[str, Any], references: Mapping[str, Mappin
     """
     decisive = result["mean"] if result["ci_low"] is None else result["ci_low"]
     return bool(decisive > max(references[policy]["mean"] for policy in FLOORS))
+
+
+def nothing_learned(
+    results: Mapping[str, Mapping[str, Any]], references: Mapping[str, Mapping[str, float]]
+) -> list[str]:
+    """Return the sentence that names the methods, by their names in `results`, that do not beat every floor, if any."""
+    idle = [method for method, result in results.items() if not learned_something(result, references)]
+    if not idle:
+        return []
+    return [
+        f"Nothing learned shows in {', '.join(idle)}: no better, within the interval, than a policy that ignores its "
+        f"observations (the best of them gets {max(references[policy]['mean'] for policy in FLOORS):,.2f})."
+    ]
 
 
 def summarise_method(episodes: pd.DataFrame, references: Mapping[int, TaskRecord]) -> dict[str, Any]:
