@@ -57,6 +57,8 @@ def connect(cluster: ClusterConfig, trials: int = 0, validates: bool = False, da
         if dashboard:
             _require_dashboard()
         return
+    # The first error of several pieces of work is raised; Ray would print the tracebacks of the others.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     address = os.environ.get("RAY_ADDRESS", "")
     if address in ("", "local"):
         local = {"CPU": float(cluster.local_cpus), "GPU": float(torch.cuda.device_count())}
