@@ -50,7 +50,7 @@ def init(*arguments, **options):
 ray.init = init
 with exit_status():
     cluster.connect(ClusterConfig(local_cpus=2))
-    print("started", ray.get(ray.remote(num_cpus=1)(int).remote(7)))
+    print("started", ray.get(ray.remote(num_cpus=1)(lambda: 7).remote()))
     ray.shutdown()
 print("processes before each start", left)
 """
