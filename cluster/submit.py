@@ -34,6 +34,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote, unquote
 from zipfile import ZIP_DEFLATED, ZipFile
 
 import requests
@@ -219,7 +220,8 @@ def environment(root: Path, folder: Path) -> dict[str, str]:
     """Return the variables of the job's processes: where to import from, and the caller's stores."""
     tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     if tracking_uri.startswith("sqlite:///"):
-        tracking_uri = f"sqlite:///{folder / tracking_uri.removeprefix('sqlite:///')}"
+        path, mark, query = tracking_uri.removeprefix("sqlite:///").partition("?")
+        tracking_uri = f"sqlite:///{quote(str(folder / unquote(path)))}{mark}{query}"
     variables = {
         "PYTHONPATH": "platform",
         "MLFLOW_TRACKING_URI": tracking_uri,

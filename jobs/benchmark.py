@@ -36,6 +36,7 @@ from promptdiffuser.tasks import get_family
 ROOT = Path(__file__).resolve().parents[1]
 EPISODES = "episodes.parquet"
 COSTS = "costs.json"
+STAGES = ("collect", "denoising", "diffusers", "adaptations", "adapt", "evaluations", "evaluate", "benchmark")
 CELLS_AT_A_TIME = 40
 """Cells whose policies are with the actors at a time."""
 
@@ -53,6 +54,8 @@ class BenchmarkOptions:
     """Dataset to use instead of the one that the benchmark collects; of its only family."""
     backbone_checkpoint: Path | None = None
     """Backbone folder to use instead of the one that the benchmark pre-trains; of its only family."""
+    rerun: tuple[str, ...] = ()
+    """Stages to make again, by the names that are printed, in every cell that has one of that name."""
 
     def __post_init__(self) -> None:
         """Refuse data or a backbone of one family for several."""
@@ -75,7 +78,7 @@ def place(base: Workspace, benchmark: Benchmark) -> list[PlacedCell]:
         title = " ".join(
             filter(None, [base.title, cell.arm, f"seed {cell.seed}", f"{cell.few_shot_episodes} episodes"])
         )
-        options = JobOptions(cell.experiment, base.options.outputs)
+        options = JobOptions(cell.experiment, base.options.outputs, rerun=base.options.rerun)
         placed.append(PlacedCell(cell, Workspace(options, title, base=base, console=base.console)))
     return placed
 
@@ -189,7 +192,8 @@ def results_stage(base: Workspace, benchmark: Benchmark, cells: list[PlacedCell]
         "cells": [folder.name for folder in folders],
         "reference": [benchmark.reference, benchmark.reference_arm],
     }
-    return Stage("benchmark", "benchmark", settings, work, base.command)
+    outputs = (EPISODES, COSTS, "table.csv", "table.parquet", "per_task.csv", "per_task.parquet", "index.html")
+    return Stage("benchmark", "benchmark", settings, work, base.command, outputs=tuple(map(Path, outputs)))
 
 
 def _facts(base: Workspace, benchmark: Benchmark) -> dict[str, object]:
@@ -212,8 +216,11 @@ def run_family(options: BenchmarkOptions, family: str) -> None:
     """Run the benchmark on one family and print its table."""
     benchmark = options.benchmark.of_arms(options.arms) if options.arms else options.benchmark
     title = f"{benchmark.name} {family}"
-    base_options = JobOptions(benchmark.base(family), options.outputs, options.dataset, options.backbone_checkpoint)
+    base_options = JobOptions(
+        benchmark.base(family), options.outputs, options.dataset, options.backbone_checkpoint, rerun=options.rerun
+    )
     with Workspace(base_options, title=title, kind="benchmark") as base:
+        base.check_rerun([*STAGES, *map(pretrain.name_of, pretrain.variants(base)), *train_diffuser.names(base)])
         if options.dataset is None:
             base.run(collect.stage(base))
         for variant in pretrain.variants(base):

@@ -39,13 +39,18 @@ def stage(workspace: Workspace) -> Stage:
     }
 
     def work(run: StageRun) -> None:
-        writer = DatasetWriter(run.folder / DATASET, family, workspace.command, wanted.seed)
+        folder = run.folder / DATASET
+        storage = Storage.at(str(folder))
         blocks = [
             block
             for quality in wanted.qualities
             for task in family.tasks
-            for block in collect_blocks(writer.storage, family, task, quality, wanted.episodes_per_task, wanted.seed)
+            for block in collect_blocks(storage, family, task, quality, wanted.episodes_per_task, wanted.seed)
         ]
+        if not all(storage.has(block.name) for block in blocks):
+            # A damaged file was removed, and the writer takes no manifest that names it.
+            (folder / "manifest.json").unlink(missing_ok=True)
+        writer = DatasetWriter(folder, family, workspace.command, wanted.seed)
         missing = []
         for block in blocks:
             if writer.storage.has(block.name):

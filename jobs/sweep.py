@@ -31,6 +31,7 @@ from promptdiffuser.distributed.sweeps import run_sweep
 from promptdiffuser.distributed.trials import SUMMARISED, SweepPlan
 from promptdiffuser.errors import UserError
 from promptdiffuser.experiment import Experiment
+from promptdiffuser.files import locked
 from promptdiffuser.learning.checkpoint import write_json
 from promptdiffuser.learning.model_folders import load_backbone
 from promptdiffuser.methods import get_method
@@ -57,20 +58,26 @@ class SweepOptions:
     """Dataset to use instead of the one that the base experiment's own collect stage writes."""
     backbone_checkpoint: Path | None = None
     """Backbone folder to use instead of the one that its own pretrain stage writes."""
+    rerun: tuple[str, ...] = ()
+    """Stages to make again, by the names that are printed: collect, pretrain."""
 
 
 def main(options: SweepOptions) -> None:
     """Make the backbone if needed, run the sweep, write and print its table, and confirm its best."""
     sweep = dataclasses.replace(options.sweep, space=change_space(options.sweep.space, options.space))
-    job = JobOptions(sweep.experiment, options.outputs, options.dataset, options.backbone_checkpoint)
+    job = JobOptions(
+        sweep.experiment, options.outputs, options.dataset, options.backbone_checkpoint, rerun=options.rerun
+    )
     with Workspace(job, title=sweep.name, kind="sweep", search=identity_of(sweep)) as workspace:
+        backbone = get_method(sweep.method).backbone
+        workspace.check_rerun(["collect", *([] if sweep.trains_backbone else [pretrain.name_of(backbone)])])
         workspace.console.print(sweep.describe(), markup=False, highlight=False, soft_wrap=True)
         if sweep.trains_backbone:  # refused before anything is collected, and the local cluster has a dashboard
             connect(sweep.experiment.cluster, validates=True, dashboard=True)
         if options.dataset is None:
             workspace.run(collect.stage(workspace))
         if options.backbone_checkpoint is None and not sweep.trains_backbone:
-            workspace.run(pretrain.stage(workspace, get_method(sweep.method).backbone))
+            workspace.run(pretrain.stage(workspace, backbone))
         plan = plan_of(workspace, sweep)
         run(workspace, plan)
         best = write_results(plan, workspace)
@@ -112,6 +119,13 @@ def plan_of(workspace: Workspace, sweep: Sweep) -> SweepPlan:
 
 def run(workspace: Workspace, plan: SweepPlan) -> None:
     """Run what is left of the sweep, if anything is, showing how many trials have ended."""
+    ledger = plan.ledger
+    lock = ledger.folder.with_name(f".{ledger.folder.name}.lock")
+    with locked(lock, lambda owner: workspace.console.print(f"waits for {owner}", highlight=False)):
+        _run_what_is_left(workspace, plan)
+
+
+def _run_what_is_left(workspace: Workspace, plan: SweepPlan) -> None:
     ledger, sweep = plan.ledger, plan.ledger.sweep
     ended = len(ledger.rows())
     workspace.console.print(f"{ended} {'trial has' if ended == 1 else 'trials have'} ended before", highlight=False)

@@ -5,6 +5,7 @@ cannot work raise at construction and name the field; nothing has been started b
 """
 
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -151,8 +152,8 @@ class ClusterConfig:
                 f"cluster.max_train_workers must be 0 or at least cluster.train_workers ({self.train_workers}), "
                 f"got {self.max_train_workers}"
             )
-        if self.block_limit_s <= 0:
-            raise ValueError(f"cluster.block_limit_s must be positive, got {self.block_limit_s}")
+        if not 0 < self.block_limit_s < math.inf:
+            raise ValueError(f"cluster.block_limit_s must be positive and finite, got {self.block_limit_s}")
         for name in ("gpus_per_worker", "gpus_per_actor"):
             gpus = getattr(self, name)
             if gpus < 0 or (gpus > 1 and gpus % 1):

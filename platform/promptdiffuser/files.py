@@ -19,11 +19,21 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from promptdiffuser.errors import UserError
 
-_HOST = socket.gethostname()
+
+def _host() -> str:
+    """Return a name of the place where this process's id means something: a container has ids of its own."""
+    try:
+        return f"{socket.gethostname()}-{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return socket.gethostname()
+
+
+_HOST = _host()
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<role>writing|before)-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}")
 _CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _CANNOT_LINK = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -220,6 +230,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+@cache
+def _warn_of_no_locks(folder: Path, reason: str) -> None:
+    log.warning("%s cannot be locked (%s); run one command at a time there", folder, reason)
+
+
 @contextmanager
 def locked(path: Path, on_wait: Callable[[str], None] = lambda owner: None) -> Iterator[None]:
     """Hold a lock file while the body runs, after waiting for the process that holds it.
@@ -242,7 +257,7 @@ def locked(path: Path, on_wait: Callable[[str], None] = lambda owner: None) -> I
         except OSError as error:
             if error.errno not in _CANNOT_LOCK:
                 raise
-            log.warning("%s cannot be locked (%s); run one command at a time there", path.parent, error.strerror)
+            _warn_of_no_locks(path.parent, os.strerror(error.errno))
         file.truncate(0)
         file.write(f"process {os.getpid()} on {_HOST}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         file.flush()

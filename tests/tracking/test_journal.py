@@ -5,7 +5,6 @@ import logging
 import multiprocessing
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from promptdiffuser.files import temporary_name
 from promptdiffuser.tracking.delivery import deliver
 from promptdiffuser.tracking.journal import REFUSED, Entry, append, pending
 from promptdiffuser.tracking.store import RunLog, Tracker, connect, prepare
@@ -102,9 +102,10 @@ def test_a_damaged_entry_is_set_aside_and_the_others_are_delivered(
 def test_what_a_dead_writer_left_is_deleted_and_what_a_living_one_writes_stays(log: RunLog) -> None:
     assert log.journal is not None
     log.log_metrics({"train/loss": 0.5})
-    host, ended = socket.gethostname(), subprocess.Popen(["true"])
+    ended = subprocess.Popen(["true"])
     ended.wait()
-    left, living = (log.journal / f".1.json.writing-{host}-{pid}-0123abcd" for pid in (ended.pid, os.getpid()))
+    living = log.journal / temporary_name("1.json")
+    left = living.with_name(living.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-"))
     for path in (left, living):
         path.write_text("{")
     deliver(log.uri, log.journal)

@@ -192,7 +192,7 @@ class RolloutPool:
             return reason
         return (
             f"{reason}: it was killed as the block took longer than {self._block_limit_s:g} s; "
-            "if the block is only slow, raise --cluster.block-limit-s"
+            "if the block is only slow, raise cluster.block-limit-s"
         )
 
 
@@ -203,7 +203,14 @@ def _may_start(member: _Member) -> bool:
 
 def _restarts(actor: Any) -> int:
     """Return how often Ray has started an actor again."""
-    return int(ray._private.state.actors(actor._actor_id.hex()).get("NumRestarts", 0))
+    number = actor._actor_id.hex()
+    if ray.util.client.ray.is_connected():  # a driver behind ray:// does not know the cluster's state, its tasks do
+        return int(ray.get(ray.remote(num_cpus=0)(_restarts_of).remote(number)))
+    return _restarts_of(number)
+
+
+def _restarts_of(number: str) -> int:
+    return int(ray._private.state.actors(number).get("NumRestarts", 0))
 
 
 def _has_started(answer: Any) -> bool:

@@ -14,7 +14,7 @@ import torch
 from ray.tune.search import Searcher
 
 from promptdiffuser.distributed.population import run_population
-from promptdiffuser.distributed.rollouts import RolloutPool
+from promptdiffuser.distributed.rollouts import BLOCKS_IN_FLIGHT, RolloutPool
 from promptdiffuser.distributed.trials import SweepPlan
 from promptdiffuser.errors import UserError
 from promptdiffuser.search.ledger import Ledger, trial_name
@@ -64,7 +64,9 @@ def run_sweep(plan: SweepPlan) -> None:
     ledger, sweep = plan.ledger, plan.ledger.sweep
     concurrency = concurrency_of(sweep, ray.cluster_resources())
     cluster = sweep.experiment.cluster
-    pool = RolloutPool(sweep.experiment.family, cluster.rollout_actors, cluster.gpus_per_actor)
+    # A trial's block may wait behind those that every other trial has handed to the same actor.
+    limit = cluster.block_limit_s * (1 + BLOCKS_IN_FLIGHT * (concurrency - 1))
+    pool = RolloutPool(sweep.experiment.family, cluster.rollout_actors, cluster.gpus_per_actor, limit)
     try:
         if sweep.stopping == "population":
             run_population(plan, pool, concurrency, _gpus_of_trial(sweep))

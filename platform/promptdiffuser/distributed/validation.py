@@ -133,7 +133,7 @@ class _SnapshotScorer:
     @cached_property
     def _pool(self) -> RolloutPool:
         family, cluster = self._validation.dataset.family.name, self._cluster
-        return RolloutPool(family, cluster.rollout_actors, cluster.gpus_per_actor)
+        return RolloutPool(family, cluster.rollout_actors, cluster.gpus_per_actor, cluster.block_limit_s)
 
     def score_new(self) -> None:
         """Score the snapshots that have no score yet, oldest first, and delete all but the best."""

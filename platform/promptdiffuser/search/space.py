@@ -94,8 +94,10 @@ class Range:
         return self.nearest(drawn)
 
     def holds(self, value: Value) -> bool:
-        """Tell whether a value lies in the range."""
-        return isinstance(value, int | float) and self.low <= value <= self.high
+        """Tell whether a value lies in the range; a whole range holds whole numbers only."""
+        if not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return False
+        return not self.whole or value == int(value)
 
     def __str__(self) -> str:
         """Return the range as a command line gives it."""

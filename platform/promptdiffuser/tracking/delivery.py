@@ -4,11 +4,9 @@ An entry is deleted after the store has taken it, and writing one again changes 
 whose answer is lost leaves nothing out and writes nothing twice.
 """
 
-import fcntl
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from promptdiffuser.errors import UserError
-from promptdiffuser.files import tidy
+from promptdiffuser.files import locked, tidy
 from promptdiffuser.tracking.addresses import check_answers, first_line, shown
 from promptdiffuser.tracking.journal import Entry, pending, read, set_aside
 from promptdiffuser.tracking.store import client_of
@@ -47,7 +45,7 @@ def deliver(uri: str, folder: Path) -> dict[str, str]:
         return {}
     check_answers(uri)
     stuck = {}
-    with _alone(folder):
+    with locked(folder / ".lock"):
         tidy(folder)
         runs: dict[str, list[_Item]] = {}
         for path, entry in read(pending(folder)):
@@ -103,14 +101,6 @@ def _send(client: MlflowClient, items: Sequence[_Item]) -> None:
     else:
         for path, _ in items:
             path.unlink()
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other deliverers of the journal out."""
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 class Delivery:
