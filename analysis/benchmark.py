@@ -6,6 +6,7 @@ drawn for it. The test tasks are a fixed set. All seeds share one backbone, so i
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,9 @@ COSTS = {
 
 REFERENCE = "reference"
 """In the column of verdicts: what the others are compared with."""
+
+NO_PAIRS = "no pairs"
+"""In the same column: every episode of a task and seed diverged."""
 
 Cell = tuple[str, int, str]
 """Arm, size of the few-shot set, method."""
@@ -64,15 +68,16 @@ def differences(
     """Return every cell minus the reference method's with as large a few-shot set; p-values adjusted for all of them.
 
     Args:
-        cells: Episodes of every cell.
+        cells: Episodes of every cell. One without pairs on every task and seed has no difference.
         reference: Method that differences are from.
         reference_arm: Arm of that method; None is each cell's own.
     """
     found = {}
     for (arm, size, method), own in cells.items():
         compared_with = (arm if reference_arm is None else reference_arm, size, reference)
-        if compared_with != (arm, size, method):
-            found[arm, size, method] = cell_difference(own, cells[compared_with])
+        if compared_with != (arm, size, method) and compared_with in cells:
+            with suppress(UserError):  # a simulator that diverged may leave a task without pairs
+                found[arm, size, method] = cell_difference(own, cells[compared_with])
     return adjusted(found)
 
 
@@ -113,11 +118,17 @@ def table(
                 "difference_low": difference.low,
                 "difference_high": difference.high,
                 "p_value": np.nan if paired is None else paired.p_value,
-                "verdict": REFERENCE if paired is None else paired.verdict,
+                "verdict": _verdict(paired, cell[2] == reference and cell[0] == (reference_arm or cell[0])),
             }
             | {column: paid[name].mean() for name, column in COSTS.items()}
         )
     return pd.DataFrame(rows).sort_values(["few_shot_episodes", "return"], ascending=[True, False], ignore_index=True)
+
+
+def _verdict(paired: PairedDifference | None, is_reference: bool) -> str:
+    if is_reference:
+        return REFERENCE
+    return paired.verdict if paired else NO_PAIRS
 
 
 def per_task(episodes: pd.DataFrame) -> pd.DataFrame:

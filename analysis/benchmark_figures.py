@@ -38,7 +38,8 @@ def return_for_cost(rows: pd.DataFrame, references: Mapping[str, Mapping[str, fl
     margin = 0.1 * max(high - low, abs(high) * 0.01)
     close.set_ylim(low - margin, high + 2 * margin)
     _name(close, front[front["return"] >= low])
-    draw_floors(whole, references)
+    for axes in (whole, close):  # the limits are set: lines outside of them are cut
+        draw_floors(axes, references)
     whole.legend(frameon=False, fontsize=8, loc="lower right")
     style_axes(whole, "All")
     style_axes(close, "The better half")

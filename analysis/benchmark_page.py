@@ -10,10 +10,11 @@ from typing import Any
 import pandas as pd
 
 from analysis import page
-from analysis.benchmark import CELL, REFERENCE, Cell, by_cell, cell_difference
+from analysis.benchmark import CELL, NO_PAIRS, REFERENCE, Cell, by_cell, cell_difference
 from analysis.benchmark_figures import return_by_size, return_for_cost
 from analysis.evidence import interval_of
 from analysis.figures import FLOOR_LABELS
+from promptdiffuser.errors import UserError
 from promptdiffuser.evaluation.scores import nothing_learned, reference_scores, reference_task_returns
 from promptdiffuser.statistics.intervals import LEAST_UNITS
 from promptdiffuser.statistics.paired import adjusted
@@ -31,9 +32,10 @@ _VERDICTS = {
     "undecided": "without a significant difference",
     "constant": "with the same difference in every seed",
     "too few trainings": "with too few seeds for a verdict",
+    NO_PAIRS: "without pairs on every task and seed",
 }
 _MANY_LINES = 12
-"""More lines than this in the figure over sizes of the few-shot set tell nothing apart; the best are drawn."""
+"""More lines than this in the figure over sizes of the few-shot set cannot be told apart; the best are drawn."""
 
 
 def write_page(folder: Path, title: str, facts: Mapping[str, object], reference: str, family: TaskFamily) -> Path:
@@ -94,8 +96,8 @@ def conclusions(
     ]
     return [
         *sentences,
-        "All seeds share one backbone and these test tasks: how results vary with other backbones or tasks is not in "
-        "the intervals. P-values are adjusted for the number of differences by Holm's method.",
+        "All seeds share one backbone and these test tasks: the intervals do not cover other backbones or other tasks. "
+        "P-values are adjusted for the number of differences by Holm's method.",
     ]
 
 
@@ -103,7 +105,7 @@ def _of_size(rows: pd.DataFrame, cells: Mapping[Cell, pd.DataFrame]) -> Iterator
     best = rows.iloc[0]
     seeds = f"{best['seeds']} seeds" if best["seeds"] > 1 else "one seed"
     yield (
-        f"{best['name']} has the highest mean return of {len(rows)}: {page.number(best['return'], 1)} "
+        f"Of {len(rows)} methods, {best['name']} has the highest mean return: {page.number(best['return'], 1)} "
         f"{page.bounds(interval_of(best, 'return'), 1)} over {seeds}."
     )
     if len(rows) > 1:
@@ -118,13 +120,22 @@ def _of_size(rows: pd.DataFrame, cells: Mapping[Cell, pd.DataFrame]) -> Iterator
         )
     undecided = compared[compared["verdict"] == "undecided"]
     if len(undecided):
-        worst = undecided.loc[undecided["difference_low"].idxmin()]
-        yield (
-            "Without a significant difference does not mean equal: by the ends of the intervals, one of these could be "
-            f"{page.number(-worst['difference_low'], 1)} below the reference ({worst['name']}) and one "
-            f"{page.number(undecided['difference_high'].max(), 1)} above it "
-            f"({undecided.loc[undecided['difference_high'].idxmax(), 'name']})."
-        )
+        yield _worst_cases(undecided)
+
+
+def _worst_cases(undecided: pd.DataFrame) -> str:
+    """Return how far methods without a significant difference from the reference could be from it."""
+    lowest = undecided.loc[undecided["difference_low"].idxmin()]
+    highest = undecided.loc[undecided["difference_high"].idxmax()]
+    ways = []
+    if lowest["difference_low"] < 0:
+        ways.append(f"{page.number(-lowest['difference_low'], 1)} below the reference ({lowest['name']})")
+    if highest["difference_high"] > 0:
+        ways.append(f"{page.number(highest['difference_high'], 1)} above the reference ({highest['name']})")
+    return (
+        "No significant difference does not mean equal: by the ends of the intervals, which are not adjusted, one of "
+        f"these could be {' and one '.join(ways)}."
+    )
 
 
 def _results(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
@@ -138,20 +149,26 @@ def _results(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
 def _rivals(rows: pd.DataFrame, cells: Mapping[Cell, pd.DataFrame]) -> str:
     """Return which methods are not shown to be worse than the best one, and how much worse they could be."""
     first, *others = (cells[tuple(cell)] for cell in rows[CELL].to_numpy())
-    behind = adjusted({number: cell_difference(first, other) for number, other in enumerate(others)})
-    if any(paired.verdict == "too few trainings" for paired in behind.values()):
+    try:
+        behind = adjusted({number: cell_difference(first, other) for number, other in enumerate(others)})
+    except UserError as error:
+        return f"It is not compared with the others: {error}."
+    verdicts = [paired.verdict for paired in behind.values()]
+    if "too few trainings" in verdicts:
         return f"Seeds are too few to say which others it is better than ({rows['seeds'].min()} of {LEAST_UNITS})."
     rivals = rows.iloc[1:].assign(most=[paired.on_these_tasks.high for paired in behind.values()])
-    rivals = rivals[[paired.verdict != "better" for paired in behind.values()]]
+    rivals = rivals[[verdict in ("undecided", "equal") for verdict in verdicts]]
     if rivals.empty:
-        return f"On equal seeds it is better than all {len(others)} others."
+        constant = verdicts.count("constant")
+        same = f" ({constant} by the same difference in every seed)" if constant else ""
+        return f"On equal seeds it is better than all {len(others)} others{same}."
     cheapest = rivals.loc[rivals["adapt_s"].idxmin()]
     names = f": {', '.join(rivals['name'])}" if len(rivals) <= _NAMED else ""
+    most = "" if pd.isna(cheapest["most"]) else f"; its return could be up to {page.number(cheapest['most'], 1)} lower"
     return (
-        f"On equal seeds {len(rivals)} of the other {len(others)} show no significant difference from it{names}. Of "
-        f"these {cheapest['name']} is the cheapest, {page.number(cheapest['adapt_s'], 1)} s for all tasks against "
-        f"{page.number(rows.iloc[0]['adapt_s'], 1)} s of the best; its return could be up to "
-        f"{page.number(cheapest['most'], 1)} lower."
+        f"On equal seeds {len(rivals)} of the other {len(others)} are not significantly worse{names}. Of these "
+        f"{cheapest['name']} is the cheapest, {page.number(cheapest['adapt_s'], 1)} s for all tasks (the best takes "
+        f"{page.number(rows.iloc[0]['adapt_s'], 1)} s){most}."
     )
 
 
@@ -210,8 +227,8 @@ def _returns(size: Any, rows: pd.DataFrame, reference: str, references: Mapping[
         f"Returns and costs, {size} few-shot episodes, one backbone",
         page.table("Returns and costs", heads, lines),
         "95\u00a0% intervals of Student over seeds (few-shot draw, trainings and start states; the backbone is one for "
-        "all), – with fewer than three; differences on equal seeds. Numbers, updates and episodes are of one task, "
-        "seconds of one core of all test tasks; memory is that of the process.",
+        "all); – means fewer than three. Differences compare equal seeds. Numbers, updates and episodes are of one "
+        "task, seconds of one core of all test tasks; memory is that of the process.",
     )
 
 

@@ -11,6 +11,7 @@ count as trainings of one. In a script: `compare(uri, [run_a, run_b])`.
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import isfinite, nan
 from pathlib import Path
 from typing import Annotated
 
@@ -56,7 +57,7 @@ class Pair:
         """What the numbers allow to say, in words."""
         about = f"{self.method}: " if self.method == self.reference_method else ""
         said = f"{about}{verdict(self.difference, self.side.name, self.reference.name)}"
-        if self.difference.verdict == "equal":
+        if self.difference.verdict == "equal" or not isfinite(self.chance.estimate):
             return said
         return f"{said}; probability of improvement {page.number(self.chance.estimate)} {page.bounds(self.chance)}"
 
@@ -210,14 +211,18 @@ def _matched(side: Side, reference: Side) -> list[tuple[str, str]]:
 
 def _pair(side: Side, reference: Side, method: str, reference_method: str) -> Pair:
     both = _comparable(pd.concat([side.of_method(method), reference.of_method(reference_method)], ignore_index=True))
-    scores = run_scores(both)
+    try:
+        scores = run_scores(both)
+        chance = probability_of_improvement(scores[side.name], scores[reference.name])
+    except UserError:  # runs without episodes that ended; the difference of those that did may still be told
+        chance = Interval(nan)
     return Pair(
         side,
         reference,
         method,
         reference_method,
         paired_difference(both, side.name, reference.name),
-        probability_of_improvement(scores[side.name], scores[reference.name]),
+        chance,
     )
 
 

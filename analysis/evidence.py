@@ -22,7 +22,7 @@ from promptdiffuser.statistics.aggregates import (
 from promptdiffuser.statistics.intervals import Interval
 from promptdiffuser.statistics.paired import PairedDifference, adjusted, paired_difference
 from promptdiffuser.statistics.scores import Level, run_scores
-from promptdiffuser.statistics.variance import variance_components
+from promptdiffuser.statistics.variance import LEVELS, variance_components
 
 BASELINE = "prompt-dt"
 
@@ -58,10 +58,10 @@ def scores_section(
         "Normalised scores",
         page.caption(table) if isinstance(table, str) else _scores_html(table, episodes, references),
         "0 is the random policy, 1 the expert. The interquartile mean leaves out the worst and the best quarter of all "
-        "prompts' scores; the optimality gap is what is missing to the expert. The last column is the probability that "
+        "prompts' scores; the optimality gap is the distance to the expert. The last column is the probability that "
         f"a prompt of the method scores higher than one of {method_label(BASELINE)} on the same task. A curve shows "
         "which share of a method's prompts scores above a value. Intervals are 95\u00a0%; they count different "
-        "prompts, as copies of one prompt say nothing new, and are left out (–) where those are too few.",
+        "prompts, as copies of one prompt say nothing new, and are shown as – where there are too few.",
     )
 
 
@@ -84,7 +84,7 @@ def variance_section(table: pd.DataFrame | str) -> str:
         "Where the spread of the scores comes from",
         page.caption(table) if isinstance(table, str) else _variance_html(table),
         "Standard deviation of normalised scores between tasks, between prompts of a task and between episodes of a "
-        "prompt, and the share of the variance. A component that drowns in the one below it counts as zero.",
+        "prompt, and the share of the variance. A negative estimate counts as zero; – is a level with one member.",
     )
 
 
@@ -169,6 +169,8 @@ def _chance(method: str, row: Mapping[str, float]) -> str:
 def _differences(episodes: pd.DataFrame) -> pd.DataFrame:
     found = differences(episodes)
     if not found:
+        if BASELINE in set(episodes["method"]):
+            raise UserError(f"{BASELINE!r} is the only method, so there is nothing to compare with it")
         raise UserError(f"the experiment has no method {BASELINE!r} to compare with")
     rows = {
         method: {
@@ -220,14 +222,16 @@ def _variance(episodes: pd.DataFrame) -> pd.DataFrame:
 def _variance_html(table: pd.DataFrame) -> str:
     methods = list(table.index.unique("method"))
     colours = method_colours(methods)
-    levels = list(table.index.unique("level"))
+    levels = [level for level in LEVELS if level in table.index.unique("level")]
     rows = [
         page.method_row(
             method,
             colours[method],
             [
-                f'{sqrt(max(row.variance, 0.0)):.3f} <span class="interval">{page.percent(row.share, 0)}</span>'
-                for row in table.loc[method].loc[levels].itertuples()
+                "–"
+                if pd.isna(row.variance)
+                else f'{sqrt(max(row.variance, 0.0)):.3f} <span class="interval">{page.percent(row.share, 0)}</span>'
+                for row in table.loc[method].reindex(levels).itertuples()
             ],
         )
         for method in methods

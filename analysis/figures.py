@@ -128,7 +128,7 @@ def returns_per_task(
             label=method_label(method),
         )
     for policy, label in FLOOR_LABELS.items():
-        levels = [references[policy][task] for task in tasks]
+        levels = [references[policy].get(task, np.nan) for task in tasks]
         starts, ends = ([place + side for place in range(len(tasks))] for side in (-0.45, 0.45))
         axes.hlines(levels, starts, ends, QUIET_INK, FLOOR_STYLES[policy], linewidth=1.1, label=label)
     for boundary in range(1, len(tasks)):

@@ -108,7 +108,7 @@ def render(results: ExperimentResults, tables: Mapping[str, pd.DataFrame | str])
             ),
             "Bars are 95\u00a0% intervals of Student over the different prompts of a task (its initial states where it "
             "has one prompt); a point without a bar has fewer than three. Lines are policies that ignore what they "
-            "observe: a method that does not beat them has learned nothing.",
+            "observe: nothing shows that a method below them has learned anything.",
         ),
         variance_section(tables["variance"]),
         page.section(

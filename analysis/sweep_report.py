@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import nan
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -94,7 +95,10 @@ def _read(folder: Path, name: str, experiment_id: str) -> SweepTrials:
     if not (folder / RESULTS).is_file():
         raise UserError(f"{name} has no {RESULTS}; name the folder or the MLflow run of a sweep that has ended")
     confirmed = json.loads((folder / CONFIRMED).read_text()) if (folder / CONFIRMED).is_file() else {}
-    return _checked(SweepTrials(name, pd.read_parquet(folder / RESULTS), confirmed, experiment_id))
+    trials = pd.read_parquet(folder / RESULTS)
+    bounds = [column for column in trials if str(column).endswith(("_low", "_high"))]  # objects where none is known
+    confirmed = {key: nan if value is None else value for key, value in confirmed.items()}
+    return _checked(SweepTrials(name, trials.astype(dict.fromkeys(bounds, "float64")), confirmed, experiment_id))
 
 
 def _checked(sweep: SweepTrials) -> SweepTrials:
@@ -225,7 +229,7 @@ def conclusions(sweep: SweepTrials, objective: str) -> list[str]:
         close = others[~(others[high] < best[low])]
         sentences.append(
             f"Which trial is best is not settled: the 95\u00a0% intervals of {len(close)} of the {len(others)} other "
-            f"finished trials reach its own or are not known, the highest reaches {page.number(close[high].max())}."
+            f"finished trials reach its own or are unknown{_highest(close[high])}."
             if len(close)
             else f"Its 95\u00a0% interval lies above those of all {len(others)} other finished trials."
         )
@@ -240,6 +244,10 @@ def conclusions(sweep: SweepTrials, objective: str) -> list[str]:
             f"{page.number(sweep.confirmed['test/normalised'], 3)}."
         )
     return sentences
+
+
+def _highest(bounds: "pd.Series[float]") -> str:
+    return f"; the highest reaches {page.number(bounds.max())}" if bounds.notna().any() else ""
 
 
 def _bounds(trial: Mapping[str, Any] | pd.Series, objective: str) -> str:

@@ -10,7 +10,7 @@ UNITS: Mapping[Level | None, str] = {
     "training_seed": "trainings",
     "prompt_source": "different prompts per task",
     "start": "initial states per task",
-    None: "nothing that varies",
+    None: "a single unit",
 }
 
 
@@ -35,6 +35,8 @@ def verdict(paired: PairedDifference, method: str, baseline: str) -> str:
         )
     chance = "p < 0.001" if paired.p_value < 0.001 else f"p = {paired.p_value:.2g}"
     if paired.verdict == "undecided":
+        if here.excludes(0):
+            chance += ", adjusted for the number of comparisons, which the interval is not"
         return (
             f"no significant difference: {method} minus {baseline} is {found} ({chance}); {_worst_case(method, here)}"
         )
@@ -66,5 +68,5 @@ def _worst_case(method: str, interval: Interval) -> str:
 
 def _elsewhere(interval: Interval) -> str:
     if not interval.is_known:
-        return "; what holds on other tasks is not known"
-    return "" if interval.excludes(0) else f"; on tasks like these {_bounds(interval)} leaves it open"
+        return "; the difference on other tasks is unknown"
+    return "" if interval.excludes(0) else f"; on tasks like these {_bounds(interval)} includes zero"

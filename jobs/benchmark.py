@@ -30,6 +30,7 @@ from workspace import JobOptions, Stage, StageRun, Workspace, fingerprint_of, ru
 from promptdiffuser.console import print_table, with_interval
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.training import train_apart
+from promptdiffuser.evaluation.scores import FLOORS, reference_scores
 from promptdiffuser.learning.trainings import DiffuserTraining
 from promptdiffuser.tasks import get_family
 
@@ -252,11 +253,18 @@ def _table(family: str, rows: pd.DataFrame) -> Table:
     seeds = rows["seeds"].max()
     table = Table(title=f"{family}, one backbone: mean return over test tasks and {seeds} seed{'s' * bool(seeds > 1)}")
     texts = pd.DataFrame(_texts(row) for row in rows.to_dict("records"))
-    shown = [column for column in texts if column == "return" or texts[column].nunique() > 1]
+    always = ("method", "return", "normalised")
+    shown = [column for column in texts if column in always or texts[column].nunique() > 1]
     for column in shown:
         table.add_column(column, justify="left" if column in ("arm", "method") else "right", no_wrap=True)
     for row in texts[shown].to_numpy():
         table.add_row(*row)
+    table.add_section()
+    scores = reference_scores(get_family(family))
+    for policy in FLOORS:
+        mean, normalised = scores[policy]["mean"], scores[policy]["normalised"]
+        cells = {shown[0]: policy, "return": f"{mean:.1f}", "normalised": f"{normalised:.3f}"}
+        table.add_row(*(cells.get(column, "") for column in shown), style="dim")
     return table
 
 
@@ -266,7 +274,7 @@ def _texts(row: dict[str, Any]) -> dict[str, str]:
         "few-shot": f"{row['few_shot_episodes']}",
         "method": row["method"],
         "return": _with_interval(row, "return", ".1f"),
-        "normalised": f"{row['normalised']:.3f}",
+        "normalised": f"{row['normalised']:.3f}".replace("nan", "–"),
         "difference": "" if pd.isna(row["difference"]) else _with_interval(row, "difference", "+.1f"),
         "verdict": row["verdict"],
         "numbers": f"{row['tunable']:.0f}",

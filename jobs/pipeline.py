@@ -97,7 +97,7 @@ def _table(summary: dict[str, Any]) -> Table:
         table.add_row(
             method,
             with_interval(result["mean"], result["ci_low"], result["ci_high"]),
-            f"{result['normalised']:.3f}",
+            f"{result['normalised']:.3f}".replace("nan", "–"),
             *(f"{result['success']:.0%}" for _ in success),
             f"{result['seconds_adapt'] + result['seconds']:.0f}",
         )

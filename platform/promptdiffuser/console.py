@@ -30,7 +30,9 @@ def open_console(**options: Any) -> Console:
 
 
 def with_interval(estimate: float, low: float | None, high: float | None, form: str = ".1f") -> str:
-    """Return a number with the bounds of its interval, "–" in their place where they are not known."""
+    """Return a number with the bounds of its interval, "–" in the place of what is not known."""
+    if not isfinite(estimate):
+        return "–"
     if low is None or high is None or not (isfinite(low) and isfinite(high)):
         return f"{estimate:{form}} (–)"
     return f"{estimate:{form}} ({low:{form}} to {high:{form}})"

@@ -148,11 +148,9 @@ def test_the_conclusions_name_who_is_level_with_the_best_and_cheap(episodes: pd.
     both, paid = pd.concat([frame, level], ignore_index=True), pd.concat([cost, cheap])
     rows = table(both, paid, "plain")
     found = conclusions(rows, both, FLOORS)
-    assert found[0].startswith("better has the highest mean return of 4:")
-    assert found[1].startswith(
-        "On equal seeds 1 of the other 3 show no significant difference from it: level. Of these"
-    )
-    assert "level is the cheapest, 0.2 s for all tasks against 2.5 s of the best; its return could be up to" in found[1]
+    assert found[0].startswith("Of 4 methods, better has the highest mean return:")
+    assert found[1].startswith("On equal seeds 1 of the other 3 are not significantly worse: level. Of these")
+    assert "level is the cheapest, 0.2 s for all tasks (the best takes 2.5 s); its return could be up to" in found[1]
     assert found[2].startswith("Compared with the reference, 3 in all: 2 better than it, 1 worse")
     assert (rows["p_value"].dropna() < 0.05).all()
     # Without it the best is better than all.
@@ -172,7 +170,20 @@ def test_no_significant_difference_is_told_with_its_worst_case(episodes: pd.Data
     rows = table(frame, costs[cells], "plain")
     undecided = rows[rows["verdict"] == "undecided"]
     (sentence,) = [
-        text for text in conclusions(rows, frame, FLOORS) if text.startswith("Without a significant difference")
+        text for text in conclusions(rows, frame, FLOORS) if text.startswith("No significant difference does not")
     ]
     assert f"{-undecided['difference_low'].min():.1f} below the reference" in sentence
-    assert f"{undecided['difference_high'].max():.1f} above it" in sentence
+    assert f"{undecided['difference_high'].max():.1f} above the reference" in sentence
+
+
+def test_a_task_whose_episodes_all_diverged_costs_no_other_number(episodes: pd.DataFrame, costs: pd.DataFrame) -> None:
+    """The method has no difference and no mean; the others keep theirs, and the page is written."""
+    frame = episodes[(episodes["arm"] == "a") & (episodes["few_shot_episodes"] == 5)].assign(diverged=False)
+    lost = (frame["method"] == "worse") & (frame["training_seed"] == 2) & (frame["task"] == 7)
+    frame = frame.assign(**{"diverged": lost, "return": frame["return"].mask(lost)})
+    rows = table(frame, costs, "plain").set_index("method")
+    assert rows.loc["worse", "verdict"] == "no pairs"
+    assert np.isnan(rows.loc["worse", "return"])
+    assert rows.loc["better", "difference"] == pytest.approx(2.0)
+    text = " ".join(conclusions(rows.reset_index(), frame, FLOORS))
+    assert "1 without pairs on every task and seed" in text

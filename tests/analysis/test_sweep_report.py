@@ -126,7 +126,7 @@ def test_conclusions_name_the_best_and_what_is_not_told_apart() -> None:
         "trial-0022 is best: validation/return -22.00 [-23.50, -20.50] with guidance.weight 10.0, diffusion.schedule "
         "linear, diffusion.steps 3."
     )
-    assert "intervals of 1 of the 21 other finished trials reach its own or are not known" in close
+    assert "intervals of 1 of the 21 other finished trials reach its own or are unknown" in close
     assert luck.startswith("It is the highest of 25")
     with pytest.raises(UserError, match="no trial of made-up was trained to its end"):
         conclusions(SweepTrials("made-up", sweep.trials.assign(state="stopped")), RETURN)

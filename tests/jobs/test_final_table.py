@@ -41,4 +41,4 @@ def test_floors_are_rows_and_methods_that_do_not_beat_them_are_named(table: Any,
         (row,) = [line for line in shown.splitlines() if f" {policy} " in line]
         assert f"{references[policy]['mean']:.1f}" in row
         assert f"{references[policy]['normalised']:.3f}" in row
-    assert "Nothing learned shows in prompt-dt, ppdt: no better," in " ".join(shown.split())
+    assert "Nothing shows that these learned anything" in " ".join(shown.split())

@@ -104,6 +104,8 @@ def test_what_is_the_same_in_every_training_has_no_interval() -> None:
     paired = paired_difference(frame({"old": returns["old"], "new": returns["old"] + 5}), "new", "old")
     assert (paired.verdict, paired.on_these_tasks.is_known) == ("constant", False)
     assert paired_difference(frame({"old": returns["old"], "new": returns["old"]}), "new", "old").verdict == "equal"
+    turned = frame({"old": returns["old"], "new": returns["old"][:, :, ::-1]})
+    assert paired_difference(turned, "new", "old").verdict != "equal", "only the means are"
 
 
 def test_p_values_are_adjusted_where_many_are_shown() -> None:

@@ -70,12 +70,17 @@ def nothing_learned(
     results: Mapping[str, Mapping[str, Any]], references: Mapping[str, Mapping[str, float]]
 ) -> list[str]:
     """Return the sentence that names the methods, by their names in `results`, that do not beat every floor, if any."""
-    idle = [method for method, result in results.items() if not learned_something(result, references)]
+    idle = [
+        method
+        for method, result in results.items()
+        if np.isfinite(result["mean"]) and not learned_something(result, references)
+    ]
     if not idle:
         return []
     return [
-        f"Nothing learned shows in {', '.join(idle)}: no better, within the interval, than a policy that ignores its "
-        f"observations (the best of them gets {max(references[policy]['mean'] for policy in FLOORS):,.2f})."
+        "Nothing shows that these learned anything, as they are not clearly better than a policy that ignores its "
+        f"observations (the best of those gets {max(references[policy]['mean'] for policy in FLOORS):,.2f}): "
+        f"{', '.join(idle)}."
     ]
 
 

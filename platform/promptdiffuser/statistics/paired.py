@@ -44,6 +44,8 @@ class PairedDifference:
     """Independent units: trainings, or prompts or initial states of the task that has the fewest."""
     trainings: int
     pairs: int
+    all_equal: bool
+    """Whether both methods have the same value in every pair."""
     unpaired: int
     """Episodes of either method without a partner, left out."""
     p_value: float
@@ -66,7 +68,7 @@ class PairedDifference:
 
         A difference that is the same in every training is `constant`: what does not vary has no interval.
         """
-        if (self.per_task == 0).all():
+        if self.all_equal:
             return "equal"
         if self.trainings < LEAST_UNITS:
             return "too few trainings"
@@ -125,6 +127,7 @@ def paired_difference(episodes: pd.DataFrame, method: str, baseline: str, value:
         units=units,
         trainings=trainings,
         pairs=len(both),
+        all_equal=bool((both["difference"] == 0).all()),
         unpaired=len(own) + len(other) - 2 * len(both),
         p_value=fixed.p_value() if level == "training_seed" else float("nan"),
     )
@@ -140,9 +143,12 @@ def mean_return(episodes: pd.DataFrame, value: str = "return") -> Interval:
     """Return the mean over tasks of one method's returns, with the interval of its units."""
     level = level_of(episodes)
     means = unit_means(episodes, level, value)
-    if level == "training_seed":
-        return mean_interval(means["mean"].unstack("task").mean(axis=1).to_numpy())
-    return _stratified(means)
+    if level != "training_seed":
+        return _stratified(means)
+    table_SJ = means["mean"].unstack("task")
+    if table_SJ.isna().any(axis=None):  # a mean over other tasks would be another number
+        return Interval(float("nan"))
+    return mean_interval(table_SJ.mean(axis=1).to_numpy())
 
 
 def _stratified(means: pd.DataFrame) -> Interval:
@@ -174,6 +180,9 @@ def _over_trainings(differences_SJ: pd.DataFrame) -> tuple[Interval, Interval]:
     """Return the two intervals of a table that has the trainings of both methods on every task."""
     if differences_SJ.isna().any(axis=None):
         holes = [pair for pair, lacks in differences_SJ.isna().stack().items() if lacks]
-        raise UserError(f"no pairs of (training_seed, task) {holes}; evaluate every training on every task")
+        raise UserError(
+            f"no pairs of (training_seed, task) {holes}: no episodes, or none that ended; evaluate every training on "
+            "every task"
+        )
     table = differences_SJ.to_numpy()
     return mean_interval(table.mean(axis=1)), crossed_interval(table)

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from promptdiffuser.errors import UserError
 from promptdiffuser.statistics.scores import of_method
 
+LEVELS = ("task", "training seed", "task × training seed", "prompt", "episode")
+"""From the highest to the lowest."""
+
 
 def variance_components(episodes: pd.DataFrame, method: str, value: str = "score") -> pd.DataFrame:
     """Return the variance components of one method's scores, by the method of moments.
