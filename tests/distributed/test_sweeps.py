@@ -65,7 +65,7 @@ def backbone(small_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -
 def plan_of(folder: Path, dataset: Dataset, backbone: Path, space: Space = SPACE, **options: Any) -> SweepPlan:
     sweep = Sweep("tiny", EXPERIMENT, space, **options)
     tracker = prepare(f"sqlite:///{folder}/mlflow.db", "tiny")
-    protocol = dataclasses.replace(EXPERIMENT.evaluation, prompts=2, episodes_per_prompt=1)
+    protocol = dataclasses.replace(EXPERIMENT.evaluation, prompts=3, episodes_per_prompt=1)
     validation = Validation(sweep.method, dataset, settings_of(protocol, 4), protocol, backbone)
     parent = tracker.run("tiny", "tiny", None, {"promptdiffuser.stage": "sweep"})
     return SweepPlan(

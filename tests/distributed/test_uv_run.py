@@ -9,8 +9,8 @@ import pytest
 from tests.cluster.test_submit import clean_environment
 
 PROGRAM = """
+from promptdiffuser.distributed.cluster import connect  # as in every job, before Ray is imported
 import ray
-from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.experiment import ClusterConfig
 
 connect(ClusterConfig())
