@@ -59,7 +59,7 @@ def test_a_store_lies_in_its_folder_whatever_that_is_called(
     log = prepare(uri, "named").run("run", "run", None, {})
     log.log_artifact(tmp_path / "note.txt")
     assert Path(connect(uri).download_artifacts(log.run_id, "note.txt")).read_text() == "kept"
-    assert sorted(path.name for path in folder.iterdir()) == ["mlartifacts", "mlflow.db"]
+    assert sorted(path.name for path in folder.iterdir()) == [".mlflow.db.lock", "mlartifacts", "mlflow.db"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["away", "note.txt", name])
     assert not list((tmp_path / "away").iterdir())
 
