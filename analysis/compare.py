@@ -24,7 +24,7 @@ from analysis import page
 from analysis.evidence import columns_of
 from analysis.sides import Side, find_sides
 from analysis.tables import write_tables
-from analysis.verdicts import counted, verdict
+from analysis.verdicts import SHORT_UNITS, counted, verdict
 from promptdiffuser.console import open_console, print_table
 from promptdiffuser.errors import UserError
 from promptdiffuser.paths import local_path
@@ -122,7 +122,7 @@ class Comparison:
                     "probability_low": pair.chance.low,
                     "probability_high": pair.chance.high,
                     "units": pair.difference.units,
-                    "over": counted(pair.difference.level, pair.difference.units),
+                    "over": counted(pair.difference.level, pair.difference.units, SHORT_UNITS),
                     "trainings": pair.difference.trainings,
                     "p_value": pair.difference.p_value,
                     "pairs": pair.difference.pairs,

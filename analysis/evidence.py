@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis import page
 from analysis.figures import FLOOR_LABELS, method_colours, method_label, method_order, performance_profiles
-from analysis.verdicts import counted
+from analysis.verdicts import SHORT_UNITS, counted
 from promptdiffuser.errors import UserError
 from promptdiffuser.statistics.aggregates import (
     aggregate,
@@ -99,7 +99,7 @@ def interval_of(row: Mapping[str, float], name: str) -> Interval:
 
 
 def _units(level: Level | None, units: int) -> dict[str, Any]:
-    return {"units": units, "over": counted(level, units)}
+    return {"units": units, "over": counted(level, units, SHORT_UNITS)}
 
 
 def _or_reason(table: Callable[[pd.DataFrame], pd.DataFrame], episodes: pd.DataFrame) -> pd.DataFrame | str:

@@ -43,9 +43,18 @@ def verdict(paired: PairedDifference, method: str, baseline: str) -> str:
     return f"{method} is {paired.verdict} than {baseline}: {found} ({chance}){_elsewhere(paired.on_tasks_like_these)}"
 
 
-def counted(level: Level | None, units: int) -> str:
+SHORT_UNITS: Mapping[Level | None, str] = {
+    "training_seed": "trainings",
+    "prompt_source": "prompts",
+    "start": "initial states",
+    None: "a single unit",
+}
+"""For cells of tables, whose captions say the rest."""
+
+
+def counted(level: Level | None, units: int, names: Mapping[Level | None, str] = UNITS) -> str:
     """Return how many units there are and what they are."""
-    return UNITS[level] if level is None else f"{units} {UNITS[level]}"
+    return names[level] if level is None else f"{units} {names[level]}"
 
 
 def signed(value: float) -> str:

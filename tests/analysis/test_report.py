@@ -123,7 +123,7 @@ def test_tables_show_the_statistics(experiment: Any, page: Page) -> None:
     for name, cells in zip(["prompt-dt", *others], page.rows["scores"][1:-2], strict=True):
         assert numbers(cells[1]) == pytest.approx(shown(aggregate(scores[name], interquartile_mean)), abs=0.0006)
         assert numbers(cells[3]) == pytest.approx(shown(aggregate(scores[name], optimality_gap)), abs=0.0006)
-        assert cells[4] == "6 different prompts per task"
+        assert cells[4] == "6 prompts"
         if name == "prompt-dt":
             assert cells[5] == "–"
         else:
@@ -163,7 +163,7 @@ def test_a_report_comes_out_of_every_evaluation(experiment: Any) -> None:
     assert "(interval not known) over a single unit, better on 3 of 3 tasks" in single.text["conclusions"]
     assert all(cells[2] == "–" for cells in single.rows["differences"][1:])
     few = page_of(episodes.assign(prompt_source=episodes["prompt"] % 2))
-    assert {cells[4] for cells in few.rows["scores"][1:-2]} == {"2 different prompts per task"}
+    assert {cells[4] for cells in few.rows["scores"][1:-2]} == {"2 prompts"}
     assert all("[" not in cell for cells in few.rows["scores"][1:] for cell in cells)
     alone = page_of(episodes[episodes["method"] == "prompt-diffuser"])
     assert "Not computed: the experiment has no method 'prompt-dt'" in alone.text["differences"]

@@ -113,3 +113,12 @@ def test_a_profile_falls_from_everything_to_nothing(table: np.ndarray) -> None:
     assert profile.share_T == pytest.approx([(table > threshold).mean() for threshold in profile.thresholds_T])
     assert (profile.share_T[0], profile.share_T[-1]) == (1, 0)
     assert (np.diff(profile.share_T) <= 0).all()
+
+
+def test_where_all_runs_lie_above_a_threshold_there_is_no_band() -> None:
+    """Nothing varies there; rounding of unequal numbers of copies must not look like spread."""
+    scores = np.random.default_rng(0).uniform(0.5, 1, (11, 5))
+    runs = Runs(scores, np.arange(11) % 10, "prompt_source")
+    profile = performance_profile(runs, np.array([0.0, 0.7, 2.0]))
+    assert profile.share_T[[0, 2]].tolist() == [1, 0]
+    assert np.isnan(profile.low_T).tolist() == [True, False, True]

@@ -144,7 +144,7 @@ class Jackknife:
         3(1)).
         """
         share = np.clip(self.estimate, 0, 1)
-        spread = np.sqrt(np.where(self.variance > 0, self.variance, np.nan))
+        spread = np.sqrt(np.where(self.variance > _ROUNDING**2, self.variance, np.nan))
         with np.errstate(divide="ignore", invalid="ignore"):
             half = _quantile(self.num_groups - 1) * spread / (2 * np.sqrt(share * (1 - share)))
         angle = np.arcsin(np.sqrt(share))
