@@ -162,7 +162,7 @@ def conclusions(results: ExperimentResults) -> list[str]:
         )
     if num_tasks < FEW_TASKS:
         sentences.append(
-            f"With {num_tasks} tasks, what is said of tasks like them is indicative only: two equal methods would come "
+            f"With {num_tasks} tasks, conclusions about other tasks are only indicative: two equal methods would come "
             f"out in the same order on all of them {2 / 2**num_tasks:.0%} of the time."
         )
     sentences.append(
