@@ -147,7 +147,7 @@ def test_a_block_that_always_hangs_is_named_with_the_limit(tmp_path: Path) -> No
     with (
         RolloutPool("cheetah-vel", 2, block_limit_s=2) as pool,
         pytest.raises(
-            RuntimeError, match=r"StoppedBlock.*ended its actor 3 times.*longer than 2 s.*--cluster.block-limit-s"
+            RuntimeError, match=r"StoppedBlock.*ended its actor 3 times.*longer than 2 s.*cluster.block-limit-s"
         ),
     ):
         list(pool.run([StoppedBlock(blocks_in(tmp_path)[0], None)], {}))

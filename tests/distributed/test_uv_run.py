@@ -28,7 +28,7 @@ def test_a_local_cluster_under_uv_run_uploads_nothing(tmp_path: Path) -> None:
         ["uv", "run", sys.executable, "-c", PROGRAM],
         executable="/bin/bash",
         cwd=tmp_path,
-        env=clean_environment(),
+        env=clean_environment(HOME=str(tmp_path)),  # Ray leaves a token there
         capture_output=True,
         text=True,
         check=False,

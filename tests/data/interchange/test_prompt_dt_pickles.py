@@ -261,7 +261,7 @@ def costs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
 def test_small_file_costs_little_time_and_memory(name: str, costs: dict[str, list[float]]) -> None:
     seconds, kilobytes, length = costs[name.replace(" ", "-")]
     size = len(COSTLY[name])
-    assert seconds < 1 + size * 1e-6
+    assert seconds < 4 + size * 1e-6  # of the processor, on a busy machine; without the bound it is more than 30
     assert kilobytes < 50_000 + size / 10
     assert length < 400
 
