@@ -25,7 +25,7 @@ def return_for_cost(rows: pd.DataFrame, references: Mapping[str, Mapping[str, fl
 
     Args:
         rows: name, return, return_low, return_high, adapt_s.
-        references: Policy -> its mean return; lines show those that ignore what they observe.
+        references: Policy -> its mean return. Horizontal lines show the policies that ignore their observations.
     """
     figure = Figure(figsize=(WIDTH_INCHES, 4.4), layout="constrained")
     whole, close = figure.subplots(1, 2)
@@ -47,7 +47,7 @@ def return_for_cost(rows: pd.DataFrame, references: Mapping[str, Mapping[str, fl
 
 
 def draw_floors(axes: Axes, references: Mapping[str, Mapping[str, float]]) -> None:
-    """Draw the mean returns of policies that ignore what they observe as horizontal lines."""
+    """Draw a horizontal line at the mean return of each policy that ignores its observations."""
     for policy, label in FLOOR_LABELS.items():
         level = references[policy]["mean"]
         axes.axhline(level, color=QUIET_INK, linestyle=FLOOR_STYLES[policy], linewidth=1.1, label=label)

@@ -13,7 +13,6 @@ from analysis import page
 from analysis.benchmark import CELL, NO_PAIRS, REFERENCE, Cell, by_cell, cell_difference
 from analysis.benchmark_figures import return_by_size, return_for_cost
 from analysis.evidence import interval_of
-from analysis.figures import FLOOR_LABELS
 from promptdiffuser.errors import UserError
 from promptdiffuser.evaluation.scores import nothing_learned, reference_scores, reference_task_returns
 from promptdiffuser.statistics.intervals import LEAST_UNITS
@@ -35,7 +34,7 @@ _VERDICTS = {
     NO_PAIRS: "without pairs on every task and seed",
 }
 _MANY_LINES = 12
-"""More lines than this in the figure over sizes of the few-shot set cannot be told apart; the best are drawn."""
+"""Most lines in the figure of returns by few-shot size; of more methods, only the best are drawn."""
 
 
 def write_page(folder: Path, title: str, facts: Mapping[str, object], reference: str, family: TaskFamily) -> Path:
@@ -64,7 +63,7 @@ def render(
         per_task: What `analysis.benchmark.per_task` returns.
         episodes: See `analysis.benchmark.by_cell`.
         reference: Method that the table's differences are from.
-        family: Task family, whose policies that ignore what they observe are shown beside the methods.
+        family: Task family. Its zero-action and mean-action policies are shown beside the methods.
     """
     named = table.assign(name=_names(table))
     floors = reference_scores(family)
@@ -219,9 +218,15 @@ def _returns(size: Any, rows: pd.DataFrame, reference: str, references: Mapping[
     ]
     heads = ("Method", "Mean return", "", "Normalised", f"Minus {reference}", "Verdict", "Failed episodes")
     heads += ("Numbers tuned", "Updates", "Episodes played", "Seconds", "Memory, GiB")
-    for policy, label in FLOOR_LABELS.items():
-        known = (page.number(references[policy]["mean"], 1), "", page.number(references[policy]["normalised"], 3))
-        lines.append(page.reference_row(label, (*known, *[""] * (len(heads) - 1 - len(known)))))
+    empty = [""] * (len(heads) - 4)
+    lines += page.floor_rows(
+        lambda policy: (
+            page.number(references[policy]["mean"], 1),
+            "",
+            page.number(references[policy]["normalised"], 3),
+            *empty,
+        )
+    )
     return page.section(
         f"returns-{size}",
         f"Returns and costs, {size} few-shot episodes, one backbone",
@@ -240,8 +245,7 @@ def _tasks(per_task: pd.DataFrame, references: Mapping[str, Mapping[int, float]]
         page.row(page.text(row["name"]), (row["few_shot_episodes"], *(page.number(row[task], 1) for task in tasks)))
         for row in ordered.to_dict("records")
     ]
-    for policy, label in FLOOR_LABELS.items():
-        rows.append(page.reference_row(label, ("", *(page.number(references[policy][int(t)], 1) for t in tasks))))
+    rows += page.floor_rows(lambda policy: ("", *(page.number(references[policy][int(task)], 1) for task in tasks)))
     heads = ("Method", "Few-shot episodes", *(f"Task {task}" for task in tasks))
     return page.section("tasks", "Mean return by task", page.table("Mean return by task", heads, rows))
 

@@ -8,7 +8,7 @@ import pandas as pd
 from analysis import page
 from analysis.compare import Comparison
 from analysis.evidence import interval_of
-from analysis.figures import FLOOR_LABELS, learning_curves, method_colours, method_label, returns_per_task
+from analysis.figures import learning_curves, method_colours, method_label, returns_per_task
 from promptdiffuser.evaluation.scores import reference_scores, reference_task_returns
 from promptdiffuser.statistics.intervals import Interval
 from promptdiffuser.tasks import get_family
@@ -104,9 +104,14 @@ def _returns(comparison: Comparison) -> str:
         for name, row, picture in zip(names, rows, pictures, strict=True)
     ]
     references = reference_scores(_family(comparison))
-    for policy, label in FLOOR_LABELS.items():
-        cells = (page.number(references[policy]["mean"]), "", page.number(references[policy]["normalised"], 3), "", "")
-        lines.append(page.reference_row(label, cells))
+    lines += page.floor_rows(
+        lambda policy: (
+            page.number(references[policy]["mean"]),
+            "",
+            page.number(references[policy]["normalised"], 3),
+            *[""] * 2,
+        )
+    )
     heads = ("Run", "Mean return, 95\u00a0% interval", "", "Normalised", "Episodes", "Trainings")
     return page.table("Returns", heads, lines)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import page
-from analysis.figures import FLOOR_LABELS, method_colours, method_label, method_order, performance_profiles
+from analysis.figures import method_colours, method_label, method_order, performance_profiles
 from analysis.verdicts import SHORT_UNITS, counted
 from promptdiffuser.errors import UserError
 from promptdiffuser.statistics.aggregates import (
@@ -154,9 +154,8 @@ def _scores_html(table: pd.DataFrame, episodes: pd.DataFrame, references: Mappin
     if compared:
         heads.append(f"Better than {method_label(BASELINE)}")
     figure = performance_profiles(run_scores(episodes), references)
-    for policy, label in FLOOR_LABELS.items():
-        cells = [page.number(references[policy]["normalised"], 3), *[""] * (len(heads) - 2)]
-        lines.append(page.reference_row(label, cells))
+    empty = [""] * (len(heads) - 2)
+    lines += page.floor_rows(lambda policy: [page.number(references[policy]["normalised"], 3), *empty])
     return page.table("Normalised scores", heads, lines) + page.image(
         figure, "Curves: the share of each method's prompts that score above a value, with 95 % bands"
     )

@@ -26,7 +26,7 @@ METHOD_COLOURS = {
     "prompt-diffuser-context": "#009e73",
 }
 FLOOR_LABELS = {"zero-action": "Zero actions", "mean-action": "Mean action of the training data"}
-"""Policies that ignore what they observe, beside methods in every figure: what does not beat them learned nothing."""
+"""Policies that ignore their observations. Every figure shows them: a method below them has not been shown to learn."""
 FLOOR_STYLES = {"zero-action": ":", "mean-action": "--"}
 METHOD_LABELS = {
     "prompt-dt": "Prompt-DT",
@@ -97,7 +97,7 @@ def returns_per_task(
 
     Args:
         episodes: One row an episode.
-        labels: Task -> what it is.
+        labels: Task -> a short description.
         references: Policy -> task -> return, of which those in `FLOOR_LABELS` are drawn as lines.
     """
     tasks = sorted(int(task) for task in episodes["task"].unique())
@@ -146,7 +146,7 @@ def returns_per_task(
 def performance_profiles(scores: Mapping[str, Runs], references: Mapping[str, Mapping[str, float]]) -> Figure:
     """Draw which share of each method's runs scores above each normalised score, with its 95 % band where it is known.
 
-    Vertical lines are the scores of policies that ignore what they observe.
+    Vertical lines mark the scores of policies that ignore their observations.
 
     The right panel is the left one from the lower quartile of all scores on, where good methods lie close together.
     """

@@ -3,7 +3,7 @@
 import base64
 import html
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
@@ -13,7 +13,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from mlflow.entities import Run
 
-from analysis.figures import method_label
+from analysis.figures import FLOOR_LABELS, method_label
 from promptdiffuser.statistics.intervals import Interval
 
 LOCAL_UI = "http://127.0.0.1:5000"
@@ -93,9 +93,12 @@ def method_row(method: str, colour: str, cells: Iterable[str], best: bool = Fals
     return html_row.replace("<tr>", '<tr class="best">') if best else html_row
 
 
-def reference_row(label: str, cells: Iterable[str]) -> str:
-    """Return a table row of a policy that methods are held against; the cells are HTML."""
-    return row(text(label), cells).replace("<tr>", '<tr class="reference">')
+def floor_rows(cells_of: Callable[[str], Iterable[str]]) -> list[str]:
+    """Return a table row for each policy that ignores its observations; the cells of a policy are HTML."""
+    return [
+        row(text(label), cells_of(policy)).replace("<tr>", '<tr class="reference">')
+        for policy, label in FLOOR_LABELS.items()
+    ]
 
 
 def estimate(interval: Interval, digits: int = 2) -> str:

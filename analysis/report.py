@@ -27,7 +27,6 @@ from analysis.evidence import (
     variance_section,
 )
 from analysis.figures import (
-    FLOOR_LABELS,
     learning_curves,
     method_colours,
     method_label,
@@ -107,8 +106,8 @@ def render(results: ExperimentResults, tables: Mapping[str, pd.DataFrame | str])
                 "Points and bars: mean return of each method on each test task and its 95 % interval",
             ),
             "Bars are 95\u00a0% intervals of Student over the different prompts of a task (its initial states where it "
-            "has one prompt); a point without a bar has fewer than three. Lines are policies that ignore what they "
-            "observe: nothing shows that a method below them has learned anything.",
+            "has one prompt); a point without a bar has fewer than three. Horizontal lines are policies that ignore "
+            "their observations: a method below them has not been shown to learn anything.",
         ),
         variance_section(tables["variance"]),
         page.section(
@@ -197,10 +196,15 @@ def _method_table(summary: Mapping[str, Any]) -> str:
             page.count(row["tunable_parameters"]),
         )
         rows.append(page.method_row(name, colours[name], cells, best=name == best))
-    for policy, label in FLOOR_LABELS.items():
-        reference = summary["references"][policy]
-        cells = (page.number(reference["mean"]), "", page.number(reference["normalised"]), "", "", "")
-        rows.append(page.reference_row(label, cells))
+    references = summary["references"]
+    rows += page.floor_rows(
+        lambda policy: (
+            page.number(references[policy]["mean"]),
+            "",
+            page.number(references[policy]["normalised"]),
+            *[""] * 3,
+        )
+    )
     heads = (
         "Method",
         "Mean return, 95\u00a0% interval",
@@ -227,8 +231,7 @@ def _task_table(summary: Mapping[str, Any], references: Mapping[str, Mapping[int
             for number in [page.number(methods[name]["per_task"].get(task))]
         ]
         rows.append(page.method_row(name, colours[name], cells))
-    for policy, label in FLOOR_LABELS.items():
-        rows.append(page.reference_row(label, [page.number(references[policy][int(task)]) for task in tasks]))
+    rows += page.floor_rows(lambda policy: [page.number(references[policy][int(task)]) for task in tasks])
     labels = summary["tasks"]
     heads = [f"Task {task}, {labels[task]}" if task in labels else f"Task {task}" for task in tasks]
     return page.table("Mean return by task", ("Method", *heads), rows)

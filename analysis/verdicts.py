@@ -53,7 +53,7 @@ SHORT_UNITS: Mapping[Level | None, str] = {
 
 
 def counted(level: Level | None, units: int, names: Mapping[Level | None, str] = UNITS) -> str:
-    """Return how many units there are and what they are."""
+    """Return the number of units and their name, such as "5 trainings"."""
     return names[level] if level is None else f"{units} {names[level]}"
 
 

@@ -27,7 +27,7 @@ from recipes.benchmarks import Benchmark, BenchmarkCell
 from rich.table import Table
 from workspace import JobOptions, Stage, StageRun, Workspace, fingerprint_of, run_job, status_of
 
-from promptdiffuser.console import print_table, with_interval
+from promptdiffuser.console import known, print_table, with_interval
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.training import train_apart
 from promptdiffuser.evaluation.scores import FLOORS, reference_scores
@@ -274,7 +274,7 @@ def _texts(row: dict[str, Any]) -> dict[str, str]:
         "few-shot": f"{row['few_shot_episodes']}",
         "method": row["method"],
         "return": _with_interval(row, "return", ".1f"),
-        "normalised": f"{row['normalised']:.3f}".replace("nan", "–"),
+        "normalised": known(row["normalised"], ".3f"),
         "difference": "" if pd.isna(row["difference"]) else _with_interval(row, "difference", "+.1f"),
         "verdict": row["verdict"],
         "numbers": f"{row['tunable']:.0f}",

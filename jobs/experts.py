@@ -429,7 +429,7 @@ def references_file(job: ExpertsJob, family: TaskFamily) -> Path:
 
 
 def renew_constant_actions(job: ExpertsJob, family: TaskFamily) -> None:
-    """Measure the policies of one action on the episodes of a family's reference file; all else in it stays."""
+    """Measure the constant policies of a family and add them to its reference file, which otherwise stays as it is."""
     file = references_file(job, family)
     document = json.loads(file.read_text())
     stride = document["measured_every"]

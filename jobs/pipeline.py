@@ -20,7 +20,7 @@ import tyro
 from rich.table import Table
 from workspace import JobOptions, Stage, Workspace, exit_status, run_job
 
-from promptdiffuser.console import print_table, with_interval
+from promptdiffuser.console import known, print_table, with_interval
 from promptdiffuser.errors import UserError
 from promptdiffuser.evaluation.scores import FLOORS, nothing_learned
 from promptdiffuser.experiment import Experiment
@@ -97,7 +97,7 @@ def _table(summary: dict[str, Any]) -> Table:
         table.add_row(
             method,
             with_interval(result["mean"], result["ci_low"], result["ci_high"]),
-            f"{result['normalised']:.3f}".replace("nan", "–"),
+            known(result["normalised"], ".3f"),
             *(f"{result['success']:.0%}" for _ in success),
             f"{result['seconds_adapt'] + result['seconds']:.0f}",
         )

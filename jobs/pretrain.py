@@ -28,7 +28,7 @@ from promptdiffuser.tasks.experts import Quality
 from promptdiffuser.trainings import backbone_training, rounds_of
 
 MODEL = Path("model")
-"""Where a training stage leaves what it trained, in its folder."""
+"""Name of the folder with the trained model, inside the folder of the stage."""
 
 
 def variants(workspace: Workspace) -> list[str]:

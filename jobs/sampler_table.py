@@ -158,7 +158,7 @@ def losses_of(learning: DiffuserLearning, samplers: tuple[str, ...], others: Pro
 
 
 def compared(losses: pd.DataFrame, samplers: tuple[str, ...]) -> Table:
-    """Return the table; its intervals are over trainings, or over what was generated where there is one."""
+    """Return the table. Intervals are over trainings or, with a single training, over its generations."""
     # Pairing asks for the columns of episodes: here a "return" is a loss, and a prompt what a seed generates.
     frame = losses.rename(columns={"sampler": "method", "loss_dt": "return", "generation_seed": "prompt"})
     frame = frame.assign(episode=0, **dict.fromkeys(("prompt_source", "seed", "start"), frame["prompt"]))

@@ -25,7 +25,8 @@ from recipes import SWEEPS
 from rich.table import Table
 from workspace import POLL_SECONDS, JobOptions, Workspace, fingerprint_of, run_job
 
-from promptdiffuser.console import print_table, repeatedly, with_interval
+from promptdiffuser.background import repeatedly
+from promptdiffuser.console import print_table, with_interval
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.sweeps import run_sweep
 from promptdiffuser.distributed.trials import SUMMARISED, SweepPlan

@@ -27,7 +27,8 @@ from recipes import RECIPES
 from rich.console import Console
 
 import promptdiffuser
-from promptdiffuser.console import Reporter, open_console, repeatedly
+from promptdiffuser.background import repeatedly
+from promptdiffuser.console import Reporter, open_console
 from promptdiffuser.errors import UserError
 from promptdiffuser.experiment import Experiment
 from promptdiffuser.files import locked, sha256, writing_below
@@ -301,7 +302,7 @@ class Workspace:
         self.console.print(f"[green]✓[/] {stage.name:<32} {seconds:6.1f} s")
 
     def _is_done(self, stage: Stage) -> bool:
-        """Tell whether a stage needs no work, and say why; what is damaged of it is removed."""
+        """Return whether a stage is finished, and print why or why not. Damaged outputs are deleted."""
         folder, record = self.folder_of(stage), self._record(stage)
         if record is None:
             if (folder / RECORD).exists():

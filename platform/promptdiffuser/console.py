@@ -1,9 +1,8 @@
 """What a person sees of a job: consoles that fit their tables, and how far a stage is."""
 
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import isfinite
 from typing import Any
@@ -12,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from promptdiffuser.background import repeatedly
 
 WIDTH = 150
 """Columns where no terminal says how many there are, such as in the log of a Ray job."""
@@ -29,8 +30,13 @@ def open_console(**options: Any) -> Console:
     return console
 
 
+def known(number: float, form: str) -> str:
+    """Return a number, "–" for one that is not finite."""
+    return f"{number:{form}}" if isfinite(number) else "–"
+
+
 def with_interval(estimate: float, low: float | None, high: float | None, form: str = ".1f") -> str:
-    """Return a number with the bounds of its interval, "–" in the place of what is not known."""
+    """Return a number with the bounds of its interval; "–" stands for whatever is unknown."""
     if not isfinite(estimate):
         return "–"
     if low is None or high is None or not (isfinite(low) and isfinite(high)):
@@ -54,24 +60,6 @@ def print_table(console: Console, table: Table) -> None:
         console.print()
         for heading, cell in zip(headings, cells, strict=True):
             console.print(f"{heading:<{width}}  {cell}", soft_wrap=True, highlight=False)
-
-
-@contextmanager
-def repeatedly(act: Callable[[], None], seconds: float) -> Iterator[None]:
-    """Call a function every so many seconds while the body works."""
-    stop = threading.Event()
-
-    def repeat() -> None:
-        while not stop.wait(seconds):
-            act()
-
-    thread = threading.Thread(target=repeat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 class Reporter:

@@ -37,8 +37,8 @@ def blocks_in(folder: Path) -> list[CollectBlock]:
 
 
 @dataclass(frozen=True)
-class DeadlyBlock:
-    """Ends its actor's process, every time or only the first time."""
+class MisbehavingBlock:
+    """Misbehaves every time or, with a marker, only the first time."""
 
     inner: CollectBlock
     marker: Path | None
@@ -47,8 +47,25 @@ class DeadlyBlock:
         if self.marker is None or not self.marker.exists():
             if self.marker is not None:
                 self.marker.touch()
-            os._exit(1)
+            self.misbehave()
         return self.inner.run(stepper, shared)
+
+    def misbehave(self) -> None:
+        raise NotImplementedError
+
+
+class DeadlyBlock(MisbehavingBlock):
+    """Ends its actor's process."""
+
+    def misbehave(self) -> None:
+        os._exit(1)
+
+
+class StoppedBlock(MisbehavingBlock):
+    """Stops its actor's process, as a simulator that hangs."""
+
+    def misbehave(self) -> None:
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def records_by_task(num_actors: int, blocks: list[Any]) -> dict[int, FileRecord]:
@@ -114,21 +131,6 @@ def test_actors_that_die_while_starting_are_given_up(tmp_path: Path, monkeypatch
 class StillbornActor(rollouts.RolloutActor):
     def __init__(self, family: str, on_gpu: bool) -> None:
         os._exit(1)
-
-
-@dataclass(frozen=True)
-class StoppedBlock:
-    """Stops its actor's process, every time or only the first time, as a simulator that hangs."""
-
-    inner: CollectBlock
-    marker: Path | None
-
-    def run(self, stepper: EpisodeStepper, shared: Any) -> Any:
-        if self.marker is None or not self.marker.exists():
-            if self.marker is not None:
-                self.marker.touch()
-            os.kill(os.getpid(), signal.SIGSTOP)
-        return self.inner.run(stepper, shared)
 
 
 def test_an_actor_that_hangs_is_started_again_and_its_block_runs_again(

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from promptdiffuser.statistics.intervals import (
-    Interval,
     crossed_interval,
     holm,
     jackknife,
@@ -122,8 +121,3 @@ def test_holm_equals_the_step_down_rule() -> None:
     assert holm([0.02, 0.5, 0.01, 0.03]) == pytest.approx([0.06, 0.5, 0.04, 0.06])
     assert holm([0.9, float("nan"), 0.8]) == pytest.approx([1.0, float("nan"), 1.0], nan_ok=True)
     assert holm([]) == []
-
-
-def test_seen_from_the_other_side() -> None:
-    assert Interval(1.0, -1.0, 4.0, 5.0).mirrored() == Interval(-1.0, -4.0, 1.0, 5.0)
-    assert Interval(0.7, 0.6, 0.9).mirrored(1.0).low == pytest.approx(0.1)

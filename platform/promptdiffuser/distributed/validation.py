@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from promptdiffuser.background import beside
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.distributed.rollouts import RolloutPool
 from promptdiffuser.errors import UserError
@@ -101,9 +102,9 @@ def validating(folder: Path, validation: Validation, cluster: ClusterConfig, run
         RuntimeError: A snapshot could not be scored, for another reason.
     """
     scorer = _SnapshotScorer(folder / "snapshots", validation, cluster, run)
-    stop, failures = threading.Event(), list[Exception]()
+    failures = list[Exception]()
 
-    def watch() -> None:
+    def watch(stop: threading.Event) -> None:
         try:
             while not stop.wait(POLL_SECONDS):
                 scorer.score_new()
@@ -111,14 +112,9 @@ def validating(folder: Path, validation: Validation, cluster: ClusterConfig, run
             failures.append(error)
             log.warning("%s; the training goes on, its other snapshots are not scored", error)
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
     try:
-        try:
+        with beside(watch):
             yield
-        finally:
-            stop.set()
-            thread.join()
         if failures:
             raise failures[0]
         scorer.finish()

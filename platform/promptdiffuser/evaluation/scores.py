@@ -9,7 +9,7 @@ import pandas as pd
 from promptdiffuser.data.manifest import TaskRecord
 from promptdiffuser.statistics.intervals import Interval
 from promptdiffuser.statistics.paired import mean_return
-from promptdiffuser.statistics.scores import level_of, normalise, normalised_scores, unit_means
+from promptdiffuser.statistics.scores import fewest_units, level_of, normalise, normalised_scores, unit_means
 from promptdiffuser.tasks.family import TaskFamily
 from promptdiffuser.tasks.references import reference_returns
 
@@ -24,7 +24,7 @@ REFERENCE_POLICIES = {
 }
 """Policy -> its return in a `Reference`."""
 FLOORS = ("random", "zero-action", "mean-action")
-"""Reference policies that ignore what they observe: a method that does not beat them has learned nothing."""
+"""Reference policies that ignore their observations: a method that does not beat them has not been shown to learn."""
 
 
 def reference_task_returns(family: TaskFamily) -> dict[str, dict[int, float]]:
@@ -55,7 +55,7 @@ def reference_scores(family: TaskFamily) -> dict[str, dict[str, float]]:
 
 
 def learned_something(result: Mapping[str, Any], references: Mapping[str, Mapping[str, float]]) -> bool:
-    """Tell whether a method is better than every policy that ignores what it observes.
+    """Return whether a method is better than every policy that ignores its observations.
 
     Args:
         result: The method's "mean" return over the test tasks. If it has an interval, its low end, "ci_low", decides;
@@ -109,7 +109,7 @@ def summarise_method(episodes: pd.DataFrame, references: Mapping[int, TaskRecord
         "ci_low": interval.low if interval.is_known else None,
         "ci_high": interval.high if interval.is_known else None,
         "unit": level,
-        "units": int(unit_means(returned, level).groupby("task").size().min()) if level else 0,
+        "units": fewest_units(unit_means(returned, level), level),
         "normalised": float(scores.groupby(episodes["task"]).mean().mean(skipna=False)),
         "failed_share": float((~(scores >= FAILURE_SCORE)).mean()),
         "diverged": int(episodes["diverged"].sum()),

@@ -53,10 +53,6 @@ class Interval:
         standard_error = (self.high - self.low) / 2 / _quantile(self.freedom)
         return float(2 * stdtr(self.freedom, -abs(self.estimate) / standard_error))
 
-    def mirrored(self, total: float = 0.0) -> "Interval":
-        """Return the interval of `total` minus the estimated number."""
-        return Interval(total - self.estimate, total - self.high, total - self.low, self.freedom)
-
 
 def student(estimate: float, variance: float, freedom: float) -> Interval:
     """Return an estimate with Student's interval; without bounds if nothing varied, but for rounding."""
@@ -90,9 +86,9 @@ def stratified_interval(units: Mapping[Any, Floats], weights: Mapping[Any, NDArr
         variances.append(float((share**2) @ (values - mean) ** 2) * count / max(count - 1, 1))
         freedoms.append(count - 1)
     estimate = float(np.mean(means))
-    if min(freedoms) < LEAST_UNITS - 1 or _is_constant(units.values()):
-        return Interval(estimate)
     total = sum(variances)
+    if min(freedoms) < LEAST_UNITS - 1 or total == 0:
+        return Interval(estimate)
     freedom = total**2 / sum(v**2 / f for v, f in zip(variances, freedoms, strict=True))
     return student(estimate, total / len(means) ** 2, freedom)
 
@@ -192,7 +188,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def _quantile(freedom: float) -> float:
     return float(stdtrit(freedom, 0.5 + CONFIDENCE / 2))
-
-
-def _is_constant(strata: Any) -> bool:
-    return all(np.ptp(values) == 0 for values in strata)

@@ -23,7 +23,7 @@ from promptdiffuser.statistics.intervals import (
     mean_interval,
     stratified_interval,
 )
-from promptdiffuser.statistics.scores import Level, level_of, linked, of_method, unit_means
+from promptdiffuser.statistics.scores import Level, fewest_units, level_of, linked, of_method, unit_means
 
 Verdict = Literal["better", "worse", "undecided", "equal", "constant", "too few trainings"]
 
@@ -117,7 +117,7 @@ def paired_difference(episodes: pd.DataFrame, method: str, baseline: str, value:
         fixed, sampled, units = *_over_trainings(table), trainings
     else:
         per_task = both.groupby(["task", "prompt"])["difference"].mean().groupby("task").mean()
-        fixed, units = _stratified(means), int(means.groupby("task").size().min()) if level else 0
+        fixed, units = _stratified(means), fewest_units(means, level)
         sampled = mean_interval(per_task.to_numpy())
     return PairedDifference(
         on_these_tasks=fixed,

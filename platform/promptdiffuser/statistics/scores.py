@@ -145,6 +145,11 @@ def unit_means(episodes: pd.DataFrame, level: Level | None, value: str = "return
     return means.rename(columns={"size": "weight"})
 
 
+def fewest_units(means: pd.DataFrame, level: Level | None) -> int:
+    """Return the units of the task that has the fewest, of what `unit_means` returns; 0 where nothing varies."""
+    return 0 if level is None else int(means.groupby("task").size().min())
+
+
 def linked(keys: list[NDArray[Any]], count: int) -> NDArray[np.intp]:
     """Return labels (count,) of rows; rows with an equal value in any of the keys (count,) have the same label."""
     from scipy.sparse import coo_array  # slow to import, and workers that train import this module

@@ -15,6 +15,7 @@ from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
+from promptdiffuser.background import beside
 from promptdiffuser.tracking.store import RunLog
 
 SECONDS_BETWEEN = 10.0
@@ -27,7 +28,7 @@ def system_metrics(run: RunLog, seconds_between: float = SECONDS_BETWEEN) -> Ite
 
     The step is the Unix time in seconds, so that a resumed run goes on. GPUs need the package nvidia-ml-py.
     """
-    monitors, stop = _monitors(), threading.Event()
+    monitors = _monitors()
 
     def measure() -> dict[str, float]:
         measured: dict[str, float] = {}
@@ -37,20 +38,15 @@ def system_metrics(run: RunLog, seconds_between: float = SECONDS_BETWEEN) -> Ite
             monitor.clear_metrics()
         return {f"system/{name}": value for name, value in measured.items()}
 
-    def watch() -> None:
+    def watch(stop: threading.Event) -> None:
         measure()  # use of CPUs is counted from the same thread's measurement before
         at_end = False
         while not at_end:
             at_end = stop.wait(seconds_between)
             run.log_metrics(measure(), int(time.time()))
 
-    thread = threading.Thread(target=watch, daemon=True, name="system-metrics")
-    thread.start()
-    try:
+    with beside(watch, "system-metrics"):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _monitors() -> list[BaseMetricsMonitor]:
