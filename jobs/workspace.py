@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -409,7 +410,11 @@ def run_job(main: Callable[[Any], object], description: str, recipes: dict[str, 
 
 @contextmanager
 def exit_status() -> Iterator[None]:
-    """Turn what ends a job into its exit status; SIGTERM, which Slurm and Kubernetes send, ends it as Ctrl-C does."""
+    """Turn what ends a job into its exit status; SIGTERM, which Slurm and Kubernetes send, ends it as Ctrl-C does.
+
+    Python drops an exception that a signal raises in a finaliser or in the callback of a weak reference, and the job
+    would go on: such a signal is sent again.
+    """
     ended_by = signal.SIGINT
 
     def terminate(number: int, frame: object) -> None:
@@ -418,6 +423,15 @@ def exit_status() -> Iterator[None]:
         ended_by = signal.SIGTERM
         raise KeyboardInterrupt
 
+    def send_dropped_signal_again(dropped: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(dropped.exc_value, KeyboardInterrupt):
+            print_dropped(dropped)
+            return
+        again = threading.Timer(0.1, signal.pthread_kill, (threading.main_thread().ident, ended_by))
+        again.daemon = True
+        again.start()
+
+    print_dropped, sys.unraisablehook = sys.unraisablehook, send_dropped_signal_again
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
@@ -430,3 +444,4 @@ def exit_status() -> Iterator[None]:
         sys.exit(128 + ended_by)
     finally:
         signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = print_dropped

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,29 @@ def test_sigterm_ends_a_job_as_ctrl_c_does_and_loses_nothing(tmp_path: Path) -> 
     output = tiny.run_pipeline(tmp_path)
     assert output.count("done before") == 4
     assert set(statuses(tmp_path).values()) == {"FINISHED"}
+
+
+WHERE_PYTHON_DROPS_EXCEPTIONS = """
+import signal, time, weakref
+from workspace import exit_status
+
+class Thing: pass
+
+with exit_status():
+    thing = Thing()
+    reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.{signal}))
+    del thing
+    time.sleep(20)
+    print("went on")
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_whose_exception_python_drops_ends_a_job_all_the_same(sent: signal.Signals) -> None:
+    command = [sys.executable, "-c", WHERE_PYTHON_DROPS_EXCEPTIONS.format(signal=sent.name)]
+    ended = subprocess.run(command, cwd=tiny.ROOT / "jobs", capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (128 + sent, "")
+    assert "Traceback" not in ended.stderr
 
 
 def terminate_in(folder: Path, stage: str, sign_of_work: str, to_group: bool = False) -> None:
