@@ -17,7 +17,7 @@ test: lint  ## lint, then every test
 lint: .venv/.installed  ## style, types and the rules on who may import whom
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
-	.venv/bin/mypy --strict platform
+	.venv/bin/mypy --strict platform jobs analysis cluster
 	.venv/bin/lint-imports
 
 bench: .venv/.installed  ## speed of the hot paths, written to bench.json

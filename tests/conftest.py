@@ -9,8 +9,8 @@ import torch
 from filelock import FileLock
 
 from promptdiffuser.data.store import Dataset, DatasetWriter
-from promptdiffuser.evaluation.blocks import collect_blocks
-from promptdiffuser.evaluation.stepping import EpisodeStepper
+from promptdiffuser.rollout.blocks import collect_blocks
+from promptdiffuser.rollout.stepping import EpisodeStepper
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.experts import Quality, demonstrators
 from tests import tiny

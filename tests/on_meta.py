@@ -50,7 +50,7 @@ def on_meta() -> Iterator[None]:
 
     autocast = torch.autocast
     with (
-        mock.patch("promptdiffuser.learning.checkpoint.load_file", load),
+        mock.patch("promptdiffuser.training.checkpoint.load_file", load),
         mock.patch(
             "torch.autocast", lambda kind, *a, **k: nullcontext() if kind == "meta" else autocast(kind, *a, **k)
         ),

@@ -8,6 +8,7 @@ import pytest
 
 from promptdiffuser.errors import UserError
 from promptdiffuser.experiment import Experiment
+from promptdiffuser.recipes import BENCHMARKS, RECIPES, SWEEPS
 from promptdiffuser.tasks import FAMILIES, get_family
 
 
@@ -28,10 +29,7 @@ def read(document: Any) -> Experiment:
     return Experiment.from_json(json.dumps(document))
 
 
-def test_every_recipe_survives_json(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(pytestconfig.rootpath / "jobs")
-    from recipes import RECIPES, SWEEPS
-
+def test_every_recipe_survives_json() -> None:
     experiments = {name: recipe() for name, recipe in RECIPES.items()}
     assert experiments.keys() == {"quickstart", *FAMILIES, *(f"{family}-large" for family in FAMILIES)}
     for family in FAMILIES:
@@ -52,12 +50,7 @@ def test_every_recipe_survives_json(pytestconfig: pytest.Config, monkeypatch: py
             assert experiment.pretraining.loss.batch_size == min(16 * len(get_family(experiment.name).train_tasks), 720)
 
 
-def test_a_benchmark_is_one_experiment_a_seed_and_arm_on_equal_terms(
-    pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(pytestconfig.rootpath / "jobs")
-    from recipes import BENCHMARKS
-
+def test_a_benchmark_is_one_experiment_a_seed_and_arm_on_equal_terms() -> None:
     for make in BENCHMARKS.values():
         benchmark = make()
         cells = list(benchmark.cells("cheetah-vel"))

@@ -12,10 +12,10 @@ import torch
 
 from promptdiffuser.data.storage import Storage
 from promptdiffuser.errors import UserError
-from promptdiffuser.evaluation.results import BlockResults
 from promptdiffuser.files import writing_below
-from promptdiffuser.learning.checkpoint import save_checkpoint, write_json
+from promptdiffuser.rollout.results import BlockResults
 from promptdiffuser.tracking.journal import Entry, append
+from promptdiffuser.training.checkpoint import save_checkpoint, write_json
 from tests.full_disk import small_disk
 
 NUMBERS = np.random.default_rng(0).random(100_000)

@@ -13,17 +13,17 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from promptdiffuser.data.plans import RoundsConfig
 from promptdiffuser.diffusion.process import DiffusionConfig, visited_steps
 from promptdiffuser.errors import UserError
-from promptdiffuser.evaluation.protocol import ProtocolConfig, ValidationConfig
-from promptdiffuser.learning.backbone import BackboneLossConfig
-from promptdiffuser.learning.engine import OptimisationConfig
-from promptdiffuser.learning.guidance import GuidanceConfig
-from promptdiffuser.learning.optimised_prompts import OptimisedPromptsConfig
 from promptdiffuser.methods import METHODS
 from promptdiffuser.methods.config import AdaptationConfig
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.models.denoiser import DenoiserConfig
+from promptdiffuser.rollout.protocol import ProtocolConfig, ValidationConfig
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.experts import Quality
+from promptdiffuser.training.backbone_objective import BackboneLossConfig
+from promptdiffuser.training.engine import OptimisationConfig
+from promptdiffuser.training.guidance import GuidanceConfig
+from promptdiffuser.training.optimised_prompts import OptimisedPromptsConfig
 
 
 @dataclass(frozen=True)

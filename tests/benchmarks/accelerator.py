@@ -14,12 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.data.normaliser import Normaliser
-from promptdiffuser.learning.backbone import BackboneLossConfig
-from promptdiffuser.learning.engine import Engine, OptimisationConfig, alone
-from promptdiffuser.learning.precision import PRECISIONS, best_precision
-from promptdiffuser.learning.trainings import BackboneTraining, make_resident
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.tasks import get_family
+from promptdiffuser.training.backbone_objective import BackboneLossConfig
+from promptdiffuser.training.engine import Engine, OptimisationConfig, alone
+from promptdiffuser.training.precision import PRECISIONS, best_precision
+from promptdiffuser.training.trainings import BackboneTraining, make_resident
 from tests.benchmarks.entry import Value
 
 COMMAND = "python -m tests.benchmarks accelerator"

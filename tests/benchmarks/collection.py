@@ -10,9 +10,9 @@ from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.data.storage import Storage
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.rollouts import RolloutPool
-from promptdiffuser.evaluation.blocks import collect_blocks
-from promptdiffuser.evaluation.stepping import EpisodeStepper
 from promptdiffuser.experiment import ClusterConfig
+from promptdiffuser.rollout.blocks import collect_blocks
+from promptdiffuser.rollout.stepping import EpisodeStepper
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.experts import demonstrators
 from tests.benchmarks.entry import Ratio

@@ -12,9 +12,9 @@ import torch
 from promptdiffuser.data.windows import Segments
 from promptdiffuser.diffusion.process import DiffusionConfig
 from promptdiffuser.diffusion.prompt_space import PromptSpace
-from promptdiffuser.learning.model_folders import build_diffuser
 from promptdiffuser.models.denoiser import DenoiserConfig
 from promptdiffuser.tasks import get_family
+from promptdiffuser.training.model_folders import build_diffuser
 from tests.benchmarks.entry import Ratio, Value
 
 COMMAND = "python -m tests.benchmarks diffusion"

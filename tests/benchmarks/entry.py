@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from promptdiffuser.learning.precision import best_precision
+from promptdiffuser.training.precision import best_precision
 
 INFIX = {"bf16": "", "fp32": "fp32_"}
 """Number format -> what names of measurements have of it."""

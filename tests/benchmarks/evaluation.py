@@ -15,19 +15,19 @@ from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.windows import PromptPool, cut_pool_pieces
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.rollouts import RolloutPool
-from promptdiffuser.evaluation.blocks import EPISODES_PER_BLOCK, evaluation_blocks
-from promptdiffuser.evaluation.policies import AdaptedPolicies, PromptedPolicy
-from promptdiffuser.evaluation.protocol import ProtocolConfig
-from promptdiffuser.evaluation.stepping import EpisodeRequest, EpisodeStepper
 from promptdiffuser.experiment import ClusterConfig
-from promptdiffuser.learning.backbone import freeze
-from promptdiffuser.learning.model_folders import build_backbone
 from promptdiffuser.models.backbone import BackboneConfig
+from promptdiffuser.rollout.blocks import EPISODES_PER_BLOCK, evaluation_blocks
+from promptdiffuser.rollout.policies import AdaptedPolicies, PromptedPolicy
+from promptdiffuser.rollout.protocol import ProtocolConfig
+from promptdiffuser.rollout.stepping import EpisodeRequest, EpisodeStepper
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.experts import RandomPolicy
+from promptdiffuser.training.backbone_objective import freeze
+from promptdiffuser.training.model_folders import build_backbone
 from tests.benchmarks.entry import INFIX, Ratio, Value, cpu_formats
 from tests.benchmarks.straightforward import StraightforwardBackbone, StraightforwardPolicy
-from tests.evaluation.synthetic_policies import backbone_of, prompted
+from tests.rollout.synthetic_policies import backbone_of, prompted
 
 COMMAND = "python -m tests.benchmarks evaluation"
 FAMILY = get_family("cheetah-vel")

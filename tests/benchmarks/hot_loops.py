@@ -11,7 +11,7 @@ from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.plans import Planner
 from promptdiffuser.data.windows import PromptPool as Pool
 from promptdiffuser.data.windows import ResidentEpisodes, cut_pool_pieces
-from promptdiffuser.evaluation.stepping import EpisodeRequest, EpisodeStepper
+from promptdiffuser.rollout.stepping import EpisodeRequest, EpisodeStepper
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.experts import RandomPolicy
 from tests.benchmarks.entry import Ratio

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from promptdiffuser.data.store import Dataset, DatasetWriter
 from promptdiffuser.distributed.datasets import read_files
-from promptdiffuser.evaluation.stepping import EpisodeRequest, EpisodeStepper
+from promptdiffuser.rollout.stepping import EpisodeRequest, EpisodeStepper
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.experts import RandomPolicy
 from tests.benchmarks.entry import Ratio, Value

@@ -8,14 +8,14 @@ import pyarrow.parquet as pq
 
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.rollouts import RolloutPool
-from promptdiffuser.evaluation.blocks import evaluation_blocks
-from promptdiffuser.evaluation.protocol import ProtocolConfig
-from promptdiffuser.evaluation.results import BlockResults
 from promptdiffuser.experiment import ClusterConfig
 from promptdiffuser.memory import peak_gib
+from promptdiffuser.rollout.blocks import evaluation_blocks
+from promptdiffuser.rollout.protocol import ProtocolConfig
+from promptdiffuser.rollout.results import BlockResults
 from promptdiffuser.tasks import get_family
 from tests.benchmarks.entry import Value
-from tests.evaluation.synthetic_policies import prompted, tiny_backbone, tiny_pool
+from tests.rollout.synthetic_policies import prompted, tiny_backbone, tiny_pool
 
 COMMAND = "python -m tests.benchmarks many_episodes"
 FAMILY = get_family("cheetah-vel")

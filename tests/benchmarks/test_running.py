@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from promptdiffuser.learning import precision
+from promptdiffuser.training import precision
 from tests.benchmarks import __main__ as benchmarks
 from tests.benchmarks.entry import Value, cpu_formats
 

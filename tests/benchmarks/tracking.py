@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from promptdiffuser.learning.backbone import BackboneLossConfig
-from promptdiffuser.learning.trainings import make_resident, train
 from promptdiffuser.tracking.delivery import Delivery
 from promptdiffuser.tracking.store import prepare
+from promptdiffuser.training.backbone_objective import BackboneLossConfig
+from promptdiffuser.training.trainings import make_resident, train
 from tests.benchmarks.entry import Value
 from tests.benchmarks.training import CPU, FAMILY, backbone_training, collect
 

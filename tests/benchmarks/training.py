@@ -21,16 +21,16 @@ from promptdiffuser.data.plans import Rounds, RoundsConfig
 from promptdiffuser.data.store import Dataset, DatasetWriter
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.training import TrainJob, train_on_cluster
-from promptdiffuser.evaluation.stepping import EpisodeRequest, EpisodeStepper
 from promptdiffuser.experiment import ClusterConfig
-from promptdiffuser.learning.backbone import BackboneLossConfig
-from promptdiffuser.learning.engine import Engine, OptimisationConfig, alone
-from promptdiffuser.learning.precision import Precision
-from promptdiffuser.learning.trainings import BackboneTraining, make_resident, train
 from promptdiffuser.models.backbone import BackboneConfig
+from promptdiffuser.rollout.stepping import EpisodeRequest, EpisodeStepper
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.experts import RandomPolicy
 from promptdiffuser.tracking.store import prepare
+from promptdiffuser.training.backbone_objective import BackboneLossConfig
+from promptdiffuser.training.engine import Engine, OptimisationConfig, alone
+from promptdiffuser.training.precision import Precision
+from promptdiffuser.training.trainings import BackboneTraining, make_resident, train
 from tests.benchmarks.entry import INFIX, Ratio, Value, cpu_formats
 from tests.benchmarks.straightforward import StraightforwardBackbone, StraightforwardTraining
 

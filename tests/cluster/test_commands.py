@@ -34,7 +34,7 @@ COMMANDS = {
     "exchange to-minari": ["theirs", "--tasks", "7"],
 }
 """Job -> a command line of it that gives every path that it takes, relative or by default."""
-NO_JOBS = {"workspace", "inside", "experts"}
+NO_JOBS = {"experts"}
 
 
 class Parsed(BaseException):

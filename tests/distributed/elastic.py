@@ -25,9 +25,9 @@ from promptdiffuser.data.windows import PromptPool, WindowSource
 from promptdiffuser.distributed import training as ray_training
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.experiment import ClusterConfig
-from promptdiffuser.learning.backbone import BackboneLearning
-from promptdiffuser.learning.trainings import BackboneTraining
 from promptdiffuser.tracking.store import prepare
+from promptdiffuser.training.backbone_objective import BackboneLearning
+from promptdiffuser.training.trainings import BackboneTraining
 from tests.distributed.small_training import TASKS, small_training
 
 WHOLE, SHRUNK, GROWN = "2-from-update-0", "1-from-update-4", "2-from-update-8"

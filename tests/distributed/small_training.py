@@ -3,14 +3,14 @@
 from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.plans import Rounds, RoundsConfig
 from promptdiffuser.data.store import Dataset
-from promptdiffuser.evaluation.protocol import ProtocolConfig
-from promptdiffuser.learning.backbone import BackboneLossConfig
-from promptdiffuser.learning.engine import OptimisationConfig
-from promptdiffuser.learning.trainings import BackboneTraining
 from promptdiffuser.methods.config import AdaptationConfig
 from promptdiffuser.methods.inputs import InputsSettings
 from promptdiffuser.models.backbone import BackboneConfig
+from promptdiffuser.rollout.protocol import ProtocolConfig
 from promptdiffuser.tasks import get_family
+from promptdiffuser.training.backbone_objective import BackboneLossConfig
+from promptdiffuser.training.engine import OptimisationConfig
+from promptdiffuser.training.trainings import BackboneTraining
 
 TASKS = (0, 1, 3, 5)
 STEPS = 12

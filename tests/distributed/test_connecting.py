@@ -1,7 +1,6 @@
 """Connecting to Ray: what is refused in one line, and starts that fail at first. Each in a process of its own."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -38,7 +37,7 @@ import os, sys
 import psutil, ray
 from promptdiffuser.distributed import cluster
 from promptdiffuser.experiment import ClusterConfig
-from workspace import exit_status
+from promptdiffuser.pipeline.session import exit_status
 
 failures, start, left = int(sys.argv[1]), ray.init, []
 
@@ -57,7 +56,7 @@ print("processes before each start", left)
 
 
 def environment(**extra: str) -> dict[str, str]:
-    paths = os.pathsep.join([str(ROOT / "platform"), str(ROOT / "jobs")])
+    paths = str(ROOT / "platform")
     return tiny.environment(Path(tempfile.gettempdir())) | {"PYTHONPATH": paths} | extra
 
 

@@ -17,16 +17,16 @@ from promptdiffuser.diffusion.process import DiffusionConfig
 from promptdiffuser.distributed.rollouts import RolloutPool
 from promptdiffuser.distributed.training import TrainJob, train_on_cluster
 from promptdiffuser.distributed.validation import Validation
-from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.experiment import ClusterConfig
-from promptdiffuser.learning.backbone import BackboneLossConfig
-from promptdiffuser.learning.checkpoint import load_checkpoint
-from promptdiffuser.learning.engine import OptimisationConfig
-from promptdiffuser.learning.guidance import GuidanceConfig
-from promptdiffuser.learning.trainings import BackboneTraining, DiffuserTraining, make_resident, train
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.models.denoiser import DenoiserConfig
+from promptdiffuser.rollout.protocol import ProtocolConfig
 from promptdiffuser.tracking.store import prepare
+from promptdiffuser.training.backbone_objective import BackboneLossConfig
+from promptdiffuser.training.checkpoint import load_checkpoint
+from promptdiffuser.training.engine import OptimisationConfig
+from promptdiffuser.training.guidance import GuidanceConfig
+from promptdiffuser.training.trainings import BackboneTraining, DiffuserTraining, make_resident, train
 from tests.distributed.small_training import settings_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

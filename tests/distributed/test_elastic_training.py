@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from promptdiffuser.data.store import Dataset
-from promptdiffuser.learning.checkpoint import load_checkpoint
-from promptdiffuser.learning.trainings import make_resident, train
+from promptdiffuser.training.checkpoint import load_checkpoint
+from promptdiffuser.training.trainings import make_resident, train
 from tests import tiny
 from tests.distributed.elastic import SHRUNK, WHOLE, training_of
 from tests.distributed.small_training import STEPS, TASKS

@@ -9,10 +9,10 @@ import torch
 from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.distributed.optimised_prompts import optimise_prompts
-from promptdiffuser.learning.checkpoint import load_checkpoint
-from promptdiffuser.learning.model_folders import save_backbone
-from promptdiffuser.learning.optimised_prompts import OptimisedPromptsConfig, PromptOptimisation
-from tests.evaluation.synthetic_policies import TINY, tiny_backbone
+from promptdiffuser.training.checkpoint import load_checkpoint
+from promptdiffuser.training.model_folders import save_backbone
+from promptdiffuser.training.optimised_prompts import OptimisedPromptsConfig, PromptOptimisation
+from tests.rollout.synthetic_policies import TINY, tiny_backbone
 
 
 @pytest.mark.ray

@@ -26,13 +26,13 @@ from promptdiffuser.distributed.rollouts import RolloutPool
 from promptdiffuser.distributed.training import TrainJob, train_apart, train_on_cluster
 from promptdiffuser.distributed.validation import Validation
 from promptdiffuser.errors import UserError
-from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.experiment import ClusterConfig
-from promptdiffuser.learning.backbone import BackboneLearning
-from promptdiffuser.learning.checkpoint import load_checkpoint
-from promptdiffuser.learning.engine import NonFiniteGradientError, Share
-from promptdiffuser.learning.trainings import BackboneTraining, make_resident, train
+from promptdiffuser.rollout.protocol import ProtocolConfig
 from promptdiffuser.tracking.store import prepare
+from promptdiffuser.training.backbone_objective import BackboneLearning
+from promptdiffuser.training.checkpoint import load_checkpoint
+from promptdiffuser.training.engine import NonFiniteGradientError, Share
+from promptdiffuser.training.trainings import BackboneTraining, make_resident, train
 from tests.distributed.small_training import TASKS, settings_of, small_training
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -153,8 +153,8 @@ class DyingTraining(FatefulTraining):
     """Its worker is killed between two checkpoints, while it writes one, before it reports it, and after it has."""
 
     def at_update(self, step: int, share: Share) -> Share:
-        from promptdiffuser.learning import checkpoint
         from promptdiffuser.tracking.store import RunLog
+        from promptdiffuser.training import checkpoint
 
         if step == 2 and self.befalls("between reports"):
             die()

@@ -22,11 +22,11 @@ from promptdiffuser.data.storage import Storage
 from promptdiffuser.distributed import rollouts
 from promptdiffuser.distributed.rollouts import RolloutPool
 from promptdiffuser.errors import UserError
-from promptdiffuser.evaluation.blocks import CollectBlock, EvaluationBlock
-from promptdiffuser.evaluation.protocol import ProtocolConfig
-from promptdiffuser.evaluation.stepping import EpisodeStepper
+from promptdiffuser.rollout.blocks import CollectBlock, EvaluationBlock
+from promptdiffuser.rollout.protocol import ProtocolConfig
+from promptdiffuser.rollout.stepping import EpisodeStepper
 from promptdiffuser.tasks import get_family
-from tests.evaluation.synthetic_policies import prompted, tiny_backbone, tiny_pool
+from tests.rollout.synthetic_policies import prompted, tiny_backbone, tiny_pool
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

@@ -14,10 +14,10 @@ from ray.tune.schedulers.pbt import _PBTTrialState
 from promptdiffuser.distributed import population, stopping
 from promptdiffuser.distributed.stopping import stops
 from promptdiffuser.experiment import Experiment
-from promptdiffuser.learning.checkpoint import write_json
-from promptdiffuser.search.ledger import Ledger
-from promptdiffuser.search.space import Choices
-from promptdiffuser.search.sweep import Sweep
+from promptdiffuser.sweeps.ledger import Ledger
+from promptdiffuser.sweeps.space import Choices
+from promptdiffuser.sweeps.sweep import Sweep
+from promptdiffuser.training.checkpoint import write_json
 
 SCORES = [3.0, 1.0, 4.0, 1.5, 9.0, 2.6, 5.0, 3.5]
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from promptdiffuser.assembly import backbone_training
 from promptdiffuser.data.few_shot import FewShotConfig
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.distributed.cluster import connect
@@ -18,20 +19,19 @@ from promptdiffuser.distributed.sweeps import concurrency_of, run_sweep
 from promptdiffuser.distributed.trials import SweepPlan
 from promptdiffuser.distributed.validation import Validation
 from promptdiffuser.errors import UserError
-from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.experiment import ClusterConfig, CollectionConfig, DiffuserTrainingConfig, Experiment
 from promptdiffuser.experiment import PretrainingConfig as Pretraining
-from promptdiffuser.learning.backbone import BackboneLossConfig
-from promptdiffuser.learning.engine import OptimisationConfig
-from promptdiffuser.learning.guidance import GuidanceConfig
-from promptdiffuser.learning.trainings import make_resident, train
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.models.denoiser import DenoiserConfig
-from promptdiffuser.search.ledger import Ledger, Row
-from promptdiffuser.search.space import Choices, Range, Space
-from promptdiffuser.search.sweep import Sweep
+from promptdiffuser.rollout.protocol import ProtocolConfig
+from promptdiffuser.sweeps.ledger import Ledger, Row
+from promptdiffuser.sweeps.space import Choices, Range, Space
+from promptdiffuser.sweeps.sweep import Sweep
 from promptdiffuser.tracking.store import prepare
-from promptdiffuser.trainings import backbone_training
+from promptdiffuser.training.backbone_objective import BackboneLossConfig
+from promptdiffuser.training.engine import OptimisationConfig
+from promptdiffuser.training.guidance import GuidanceConfig
+from promptdiffuser.training.trainings import make_resident, train
 from tests.distributed.small_training import settings_of
 
 CPU = torch.device("cpu")

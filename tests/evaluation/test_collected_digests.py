@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from promptdiffuser.data.store import DatasetWriter
-from promptdiffuser.evaluation.blocks import collect_blocks
-from promptdiffuser.evaluation.stepping import EpisodeStepper
+from promptdiffuser.rollout.blocks import collect_blocks
+from promptdiffuser.rollout.stepping import EpisodeStepper
 from promptdiffuser.tasks import FAMILIES
 from promptdiffuser.tasks.experts import demonstrators
 from promptdiffuser.tasks.family import TaskFamily

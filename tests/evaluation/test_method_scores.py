@@ -6,7 +6,6 @@ import pytest
 
 from promptdiffuser.data.few_shot import FewShotConfig
 from promptdiffuser.data.manifest import TaskRecord
-from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.evaluation.scores import (
     FLOORS,
     learned_something,
@@ -14,6 +13,7 @@ from promptdiffuser.evaluation.scores import (
     summarise_method,
     summarise_targets,
 )
+from promptdiffuser.rollout.protocol import ProtocolConfig
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.references import reference_returns
 

@@ -15,7 +15,7 @@ from promptdiffuser.data.store import Dataset
 from promptdiffuser.data.windows import PromptPool, cut_pool_pieces
 from promptdiffuser.evaluation.verdicts import RegressionJudge, SimulatorJudge, Steps, judge_of
 from promptdiffuser.tasks import FAMILIES
-from tests.evaluation.synthetic_policies import tiny_pool
+from tests.rollout.synthetic_policies import tiny_pool
 
 FAMILY = FAMILIES["cheetah-vel"]
 TASK = 7

@@ -16,6 +16,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import promptdiffuser.pipeline.run  # noqa: F401, it imports what any stage needs
+
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = ROOT / "jobs"
 LIMIT_S = 300.0
@@ -35,9 +37,6 @@ def run(folder: str, environment: Mapping[str, str], script: str, arguments: Seq
 
 def main() -> None:
     """Run one job after the other."""
-    sys.path.insert(0, str(JOBS))
-    import pipeline  # noqa: F401, it imports what any stage needs
-
     statuses = []
     for command in json.load(sys.stdin):
         process = multiprocessing.get_context("fork").Process(target=run, args=command)

@@ -26,7 +26,6 @@ def runner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     """Return a function (name of the job, its arguments...) -> outcome."""
 
     def run(name: str, *arguments: object) -> Outcome:
-        monkeypatch.syspath_prepend(str(ROOT / "jobs"))
         monkeypatch.setattr("sys.argv", [f"jobs/{name}.py", *map(str, arguments)])
         monkeypatch.setenv("COLUMNS", "300")
         capsys.readouterr()

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from promptdiffuser.data.parts import part_path
-from promptdiffuser.learning.checkpoint import save_checkpoint
 from promptdiffuser.tasks import FAMILIES
 from promptdiffuser.tracking.store import prepare
+from promptdiffuser.training.checkpoint import save_checkpoint
 from tests.data.synthetic import write_dataset
 from tests.jobs.forked import LIMIT_S, ROOT
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from analysis.compare import compare
+from promptdiffuser.reporting.compare import compare
 from tests import tiny
 
 METHODS = ["prompt-dt", "prompt-diffuser-multi-task"]

@@ -10,16 +10,13 @@ import pytest
 
 from promptdiffuser.data import open_dataset
 from promptdiffuser.experiment import Experiment
+from promptdiffuser.pipeline.session import JobOptions, Workspace
+from promptdiffuser.pipeline.stages import collect
 from tests import tiny
 
 
-def test_experiments_of_different_seeds_share_a_dataset(
-    pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.syspath_prepend(pytestconfig.rootpath / "jobs")
+def test_experiments_of_different_seeds_share_a_dataset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    import collect
-    from workspace import JobOptions, Workspace
 
     def folder_of(experiment: Experiment) -> Path:
         workspace = Workspace(JobOptions(experiment, tmp_path))

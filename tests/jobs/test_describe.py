@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from analysis.datasets import class_of, table
 from promptdiffuser.data.manifest import FileRecord, Manifest, TaskRecord
 from promptdiffuser.data.store import Dataset, DatasetWriter, open_dataset
+from promptdiffuser.reporting.datasets import class_of, table
 from promptdiffuser.tasks import FAMILIES
 from tests.data.synthetic import draw_episodes
 from tests.jobs.scripts import ROOT, Runner, runner

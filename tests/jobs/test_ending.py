@@ -32,7 +32,7 @@ def test_sigterm_ends_a_job_as_ctrl_c_does_and_loses_nothing(tmp_path: Path) -> 
 
 WHERE_PYTHON_DROPS_EXCEPTIONS = """
 import signal, time, weakref
-from workspace import exit_status
+from promptdiffuser.pipeline.session import exit_status
 
 class Thing: pass
 
@@ -48,7 +48,7 @@ with exit_status():
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_whose_exception_python_drops_ends_a_job_all_the_same(sent: signal.Signals) -> None:
     command = [sys.executable, "-c", WHERE_PYTHON_DROPS_EXCEPTIONS.format(signal=sent.name)]
-    ended = subprocess.run(command, cwd=tiny.ROOT / "jobs", capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout) == (128 + sent, "")
     assert "Traceback" not in ended.stderr
 

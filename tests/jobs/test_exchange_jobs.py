@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from promptdiffuser.data.store import DatasetWriter, open_dataset
-from tests.data.interchange.samples import FAMILY, draw_steps, simulated_dataset
-from tests.data.interchange.test_macaw_buffers import write_buffer
+from tests.data.formats.samples import FAMILY, draw_steps, simulated_dataset
+from tests.data.formats.test_macaw_buffers import write_buffer
 from tests.data.synthetic import assert_equal, draw_episodes
 from tests.jobs.scripts import Runner, runner
 

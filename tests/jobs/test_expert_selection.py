@@ -1,12 +1,10 @@
 """How `jobs/experts.py` trains and chooses, without training: the environment it learns in, and its rules."""
 
-from collections.abc import Iterator
-from types import ModuleType
-
 import numpy as np
 import pytest
 
-from promptdiffuser.evaluation.stepping import EpisodeRequest, EpisodeStepper
+from promptdiffuser.pipeline import experts
+from promptdiffuser.rollout.stepping import EpisodeRequest, EpisodeStepper
 from promptdiffuser.tasks import FAMILIES
 from promptdiffuser.tasks.experts import ExpertNetwork, NetworkPolicy
 from promptdiffuser.tasks.family import LearnedExpert, TaskFamily
@@ -15,19 +13,8 @@ LEARNED = [family for family in FAMILIES.values() if isinstance(family.expert, L
 every_learned_family = pytest.mark.parametrize("family", LEARNED, ids=lambda family: family.name)
 
 
-@pytest.fixture
-def experts(pytestconfig: pytest.Config) -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(pytestconfig.rootpath / "jobs")
-        import experts
-
-        yield experts
-
-
 @every_learned_family
-def test_the_training_environment_shows_features_and_becomes_every_task(
-    experts: ModuleType, family: TaskFamily
-) -> None:
+def test_the_training_environment_shows_features_and_becomes_every_task(family: TaskFamily) -> None:
     assert isinstance(family.expert, LearnedExpert)
     env = experts.EveryTask(family)
     env.reset(seed=3)
@@ -41,9 +28,7 @@ def test_the_training_environment_shows_features_and_becomes_every_task(
 
 
 @every_learned_family
-def test_what_is_learned_there_acts_in_the_stepping_engine_as_it_did_there(
-    experts: ModuleType, family: TaskFamily
-) -> None:
+def test_what_is_learned_there_acts_in_the_stepping_engine_as_it_did_there(family: TaskFamily) -> None:
     env = experts.EveryTask(family)
     rng = np.random.default_rng(0)
     num_features = env.observation_space.shape[0]
@@ -72,9 +57,7 @@ def test_what_is_learned_there_acts_in_the_stepping_engine_as_it_did_there(
     np.testing.assert_allclose(episodes.rewards[0, : len(rewards)], rewards, atol=1e-5)
 
 
-def test_expert_is_the_best_checkpoint_of_all_seeds_and_medium_the_first_half_way_of_the_same(
-    experts: ModuleType,
-) -> None:
+def test_expert_is_the_best_checkpoint_of_all_seeds_and_medium_the_first_half_way_of_the_same() -> None:
     def training(*returns: float) -> list:
         return [experts.Checkpoint(100 * place, value, None) for place, value in enumerate(returns)]
 
@@ -86,7 +69,7 @@ def test_expert_is_the_best_checkpoint_of_all_seeds_and_medium_the_first_half_wa
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-def test_calibration_tasks_are_spread_over_the_family(experts: ModuleType, family: TaskFamily) -> None:
+def test_calibration_tasks_are_spread_over_the_family(family: TaskFamily) -> None:
     tasks = experts.calibration_tasks(family)
     assert len(tasks) == min(10, len(family.tasks))
     assert set(tasks) <= set(family.tasks)
@@ -94,7 +77,7 @@ def test_calibration_tasks_are_spread_over_the_family(experts: ModuleType, famil
     assert set(steps) == {max(1, len(family.tasks) // 10)}
 
 
-def test_episodes_that_select_are_not_those_that_measure(experts: ModuleType) -> None:
+def test_episodes_that_select_are_not_those_that_measure() -> None:
     first = {purpose: experts.requests_of(purpose, [3, 7], 4, 0) for purpose in ("select", "final")}
     assert [request.task for request in first["select"]] == [3] * 4 + [7] * 4
     seeds = [request.seed for requests in first.values() for request in requests]

@@ -1,25 +1,17 @@
 """The table at the end of `jobs/pipeline.py`: methods beside the policies that ignore what they observe."""
 
 import io
-from typing import Any
 
 import pytest
 from rich.console import Console
 
 from promptdiffuser.evaluation.scores import reference_scores
+from promptdiffuser.pipeline import run
 from promptdiffuser.tasks import get_family
 
 
-@pytest.fixture
-def table(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(pytestconfig.rootpath / "jobs")
-    import pipeline
-
-    return pipeline._table
-
-
 @pytest.mark.parametrize("name", ["ant-dir", "reach"])
-def test_floors_are_rows_and_methods_that_do_not_beat_them_are_named(table: Any, name: str) -> None:
+def test_floors_are_rows_and_methods_that_do_not_beat_them_are_named(name: str) -> None:
     family = get_family(name)
     references = reference_scores(family)
     floor = max(references["zero-action"]["mean"], references["mean-action"]["mean"])
@@ -35,7 +27,7 @@ def test_floors_are_rows_and_methods_that_do_not_beat_them_are_named(table: Any,
     }
     summary = {"family": name, "test_tasks": family.test_tasks, "methods": methods, "references": references}
     console = Console(file=io.StringIO(), width=140)
-    console.print(table(summary))
+    console.print(run._table(summary))
     shown = console.file.getvalue()
     for policy in ("random", "zero-action", "mean-action"):
         (row,) = [line for line in shown.splitlines() if f" {policy} " in line]

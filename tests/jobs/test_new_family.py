@@ -78,7 +78,7 @@ def test_a_new_family_has_experts_references_a_recipe_and_data(tmp_path: Path) -
     for folder in ("platform", "jobs", "analysis"):
         shutil.copytree(tiny.ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     tasks = tmp_path / "platform" / "promptdiffuser" / "tasks"
-    (tasks / "point.py").write_text(FAMILY)
+    (tasks / "families" / "point.py").write_text(FAMILY)
     registry = (tasks / "__init__.py").read_text()
     registry = registry.replace("    pick_place,\n", "    pick_place,\n    point,\n")
     (tasks / "__init__.py").write_text(

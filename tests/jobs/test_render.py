@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from promptdiffuser.errors import UserError
-from promptdiffuser.evaluation import opengl
+from promptdiffuser.rollout import opengl
 from promptdiffuser.tracking.store import prepare
 from tests.jobs.scripts import ROOT, Runner, runner
 

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,23 +14,16 @@ from rich.console import Console
 from promptdiffuser.data.plans import Rounds, held_out_plan
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.diffusion.process import Diffusion, DiffusionConfig
-from promptdiffuser.learning.diffuser import DiffuserLearning
-from promptdiffuser.learning.engine import OptimisationConfig
-from promptdiffuser.learning.few_shot import DRAWS, held_out_loss, loss_behind
-from promptdiffuser.learning.guidance import GuidanceConfig
-from promptdiffuser.learning.trainings import DiffuserTraining, make_resident
 from promptdiffuser.models.denoiser import DenoiserConfig
-from tests.learning.small_backbone import CPU, FAMILY, small_training
+from promptdiffuser.pipeline import sampler_table
+from promptdiffuser.training.diffuser_objective import DiffuserLearning
+from promptdiffuser.training.engine import OptimisationConfig
+from promptdiffuser.training.few_shot import DRAWS, held_out_loss, loss_behind
+from promptdiffuser.training.guidance import GuidanceConfig
+from promptdiffuser.training.trainings import DiffuserTraining, make_resident
+from tests.training.small_backbone import CPU, FAMILY, small_training
 
 TASK = 4
-
-
-@pytest.fixture
-def job(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(pytestconfig.rootpath / "jobs")
-    import sampler_table
-
-    return sampler_table
 
 
 @pytest.fixture
@@ -65,7 +57,7 @@ def learning(small_dataset: Dataset, tmp_path: Path) -> DiffuserLearning:
     return training.learning_task(*make_resident(training, small_dataset.read([TASK]), CPU), CPU)
 
 
-def test_samplers_differ_in_how_the_same_diffuser_is_run(job: ModuleType, learning: DiffuserLearning) -> None:
+def test_samplers_differ_in_how_the_same_diffuser_is_run(learning: DiffuserLearning) -> None:
     trained, pool = learning.diffuser.diffusion, learning.pool
     plan = held_out_plan(learning.downstream_planner, pool.index, DRAWS)
     expected = {"ddpm:6": held_out_loss(learning, dict(learning.model.state_dict()))}
@@ -80,31 +72,32 @@ def test_samplers_differ_in_how_the_same_diffuser_is_run(job: ModuleType, learni
 
     one = pool.select(np.array([0]))
     others = replace(one, prompts=replace(one.prompts, states=-one.prompts.states))
-    found = job.losses_of(learning, ("ddpm:6", "ddim:2"), others)
+    found = sampler_table.losses_of(learning, ("ddpm:6", "ddim:2"), others)
     assert found.pop("other tasks' prompts") == pytest.approx(
         loss_behind(learning, plan, others.prompts.select(torch.zeros(len(plan.episodes), dtype=torch.int64)))
     )
     assert found == pytest.approx(expected)
     assert len(set(found.values())) == 3
-    assert job.losses_of(learning, ("ddpm:6", "ddim:2"), others)["ddpm:6"] == found["ddpm:6"]
+    assert sampler_table.losses_of(learning, ("ddpm:6", "ddim:2"), others)["ddpm:6"] == found["ddpm:6"]
 
 
-def test_differences_are_paired_and_their_intervals_those_of_trainings(job: ModuleType) -> None:
+def test_differences_are_paired_and_their_intervals_those_of_trainings() -> None:
+    shifts = {"ddpm:50": 0, "ddim:5": 0.01, sampler_table.FEW_SHOT: -0.05, sampler_table.OTHER_TASKS: 1.0}
     rows = [
         (name, training, task, seed, 0.1 * task + 0.01 * seed + (0 if name == "ddpm:50" else shift + 0.002 * training))
-        for name, shift in (("ddpm:50", 0), ("ddim:5", 0.01), (job.FEW_SHOT, -0.05), (job.OTHER_TASKS, 1.0))
+        for name, shift in shifts.items()
         for training in range(3)
         for task in (1, 2)
         for seed in range(4)
     ]
     frame = pd.DataFrame(rows, columns=["sampler", "training_seed", "task", "generation_seed", "loss_dt"])
     console = Console(width=200, file=StringIO())
-    console.print(job.compared(frame, ("ddpm:50", "ddim:5")))
+    console.print(sampler_table.compared(frame, ("ddpm:50", "ddim:5")))
     lines = {line.split("│")[1].strip(): line for line in console.file.getvalue().splitlines() if "│" in line}
     # 0.010, 0.012 and 0.014 by training: Student's half width is 4.3027 x 0.002 / sqrt(3).
     assert "0.17700 │      +0.01200 │ +0.00703 to +0.01697" in lines["ddim:5"]
     assert "0.16500" in lines["ddpm:50"]
-    assert lines.keys() == {"ddpm:50", "ddim:5", job.FEW_SHOT, job.OTHER_TASKS}
+    assert lines.keys() == {"ddpm:50", "ddim:5", sampler_table.FEW_SHOT, sampler_table.OTHER_TASKS}
 
 
 @pytest.mark.parametrize(
@@ -119,7 +112,7 @@ def test_differences_are_paired_and_their_intervals_those_of_trainings(job: Modu
         ({"generation_seeds": 0}, "generation_seeds must be at least 1, got 0"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(job: ModuleType, changes: dict[str, Any], named: str) -> None:
-    options = job.quickstart_of_fifty_levels().job
+def test_what_cannot_be_compared_is_refused(changes: dict[str, Any], named: str) -> None:
+    options = sampler_table.quickstart_of_fifty_levels().job
     with pytest.raises(ValueError, match=named):
-        job.SamplerTable(options, **changes)
+        sampler_table.SamplerTable(options, **changes)

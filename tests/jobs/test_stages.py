@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from promptdiffuser.errors import UserError
-from promptdiffuser.learning.checkpoint import save_checkpoint
-from promptdiffuser.learning.precision import best_precision, resolve_precisions
-from tests.learning.damage import flip_a_byte
+from promptdiffuser.training.checkpoint import save_checkpoint
+from promptdiffuser.training.precision import best_precision, resolve_precisions
 from tests.tiny import ROOT
+from tests.training.damage import flip_a_byte
 
 CPU = torch.device("cpu")
 WEIGHTS = "model/weights.safetensors"
@@ -30,7 +30,7 @@ class Works:
         self.outputs, self.times = folder / "outputs", 0
 
     def stage(self, settings: dict[str, Any] | None = None) -> Any:
-        from workspace import Stage
+        from promptdiffuser.pipeline.session import Stage
 
         def work(run: Any) -> None:
             self.times += 1
@@ -57,8 +57,8 @@ class Works:
 
     def run(self, *rerun: str, settings: dict[str, Any] | None = None) -> Path:
         """Run the stage as a new command does."""
-        from recipes import RECIPES
-        from workspace import JobOptions, Workspace
+        from promptdiffuser.pipeline.session import JobOptions, Workspace
+        from promptdiffuser.recipes import RECIPES
 
         experiment = RECIPES["quickstart"]()
         with Workspace(JobOptions(experiment, self.outputs, rerun=rerun)) as workspace:
@@ -70,7 +70,6 @@ class Works:
 
 @pytest.fixture
 def works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Works:
-    monkeypatch.syspath_prepend(str(ROOT / "jobs"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("COLUMNS", "300")
     return Works(tmp_path)
@@ -113,8 +112,8 @@ def test_a_damaged_stage_is_made_again(
 
 
 def test_who_reads_a_damaged_stage_is_told_what_repairs_it(works: Works) -> None:
-    from recipes import RECIPES
-    from workspace import JobOptions, Workspace
+    from promptdiffuser.pipeline.session import JobOptions, Workspace
+    from promptdiffuser.recipes import RECIPES
 
     flip_a_byte(works.run() / WEIGHTS)
     with (
@@ -157,11 +156,10 @@ def test_a_hit_of_other_source_is_said_and_a_rerun_makes_it_again_from_nothing(
     assert "!" not in capsys.readouterr().out
 
 
-def test_the_source_is_the_package_and_the_jobs_with_their_data(works: Works, tmp_path: Path) -> None:
-    for name in ("platform", "jobs"):
-        subprocess.run(["cp", "-r", str(ROOT / name), str(tmp_path / name)], check=True)
+def test_the_source_is_the_package_with_its_data(works: Works, tmp_path: Path) -> None:
+    subprocess.run(["cp", "-r", str(ROOT / "platform"), str(tmp_path / "platform")], check=True)
     digests = [digest_in(tmp_path)]
-    for name in ("platform/promptdiffuser/methods/prompt_dt.py", "jobs/recipes/__init__.py"):
+    for name in ("platform/promptdiffuser/methods/prompt_dt.py", "platform/promptdiffuser/recipes/__init__.py"):
         with (tmp_path / name).open("a") as file:
             file.write("# changed\n")
         digests.append(digest_in(tmp_path))
@@ -169,8 +167,8 @@ def test_the_source_is_the_package_and_the_jobs_with_their_data(works: Works, tm
 
 
 def digest_in(folder: Path) -> str:
-    program = "import workspace; print(workspace.source()['digest'])"
-    path = os.pathsep.join(str(folder / name) for name in ("platform", "jobs"))
+    program = "from promptdiffuser.pipeline import session; print(session.source()['digest'])"
+    path = str(folder / "platform")
     return subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ | {"PYTHONPATH": path},
@@ -196,9 +194,9 @@ def test_auto_is_what_the_hardware_makes_of_it() -> None:
 
 
 def test_stages_on_other_hardware_are_other_stages(small_dataset: Any, works: Works) -> None:
-    import pretrain
-    from recipes import RECIPES
-    from workspace import JobOptions, Workspace
+    from promptdiffuser.pipeline.session import JobOptions, Workspace
+    from promptdiffuser.pipeline.stages import pretrain
+    from promptdiffuser.recipes import RECIPES
 
     experiment = RECIPES["quickstart"]()
     found = []
@@ -219,8 +217,8 @@ def test_stages_on_other_hardware_are_other_stages(small_dataset: Any, works: Wo
 TWO_AT_ONCE = """
 import sys, time
 from pathlib import Path
-from recipes import RECIPES
-from workspace import JobOptions, Stage, Workspace
+from promptdiffuser.recipes import RECIPES
+from promptdiffuser.pipeline.session import JobOptions, Stage, Workspace
 
 outputs = Path(sys.argv[1])
 
@@ -237,7 +235,7 @@ with Workspace(JobOptions(RECIPES["quickstart"](), outputs)) as workspace:
 
 
 def start(works: Works) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in ("platform", "jobs"))}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "platform")}
     command = [sys.executable, "-c", TWO_AT_ONCE, str(works.outputs)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

@@ -1,30 +1,21 @@
 """What the pretrain job makes of an experiment: what a snapshot is scored by, what data its methods need."""
 
 import dataclasses
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 
 from promptdiffuser.data.few_shot import FewShotConfig
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.errors import UserError
-from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.experiment import CollectionConfig, Experiment
+from promptdiffuser.pipeline.stages import pretrain
+from promptdiffuser.rollout.protocol import ProtocolConfig
 
 EXPERIMENT = Experiment(name="some", quality="expert")
 
 
-@pytest.fixture
-def pretrain(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(pytestconfig.rootpath / "jobs")
-    import pretrain
-
-    return pretrain
-
-
-def test_snapshots_are_scored_with_what_the_evaluation_shows_of_a_task(
-    pretrain: ModuleType, small_dataset: Dataset
-) -> None:
+def test_snapshots_are_scored_with_what_the_evaluation_shows_of_a_task(small_dataset: Dataset) -> None:
     validation = pretrain.validation_of(small_dataset, EXPERIMENT, "prompt-dt")
     assert validation.protocol.few_shot == EXPERIMENT.evaluation.few_shot
     assert (validation.protocol.prompts, validation.protocol.episodes_per_prompt) == (5, 2)
@@ -40,9 +31,7 @@ class Passed:
     base: None = None
 
 
-def test_a_dataset_without_the_quality_that_a_method_asks_for_is_refused_first(
-    pretrain: ModuleType, small_dataset: Dataset
-) -> None:
+def test_a_dataset_without_the_quality_that_a_method_asks_for_is_refused_first(small_dataset: Dataset) -> None:
     experiment = dataclasses.replace(
         EXPERIMENT,
         methods=("prompt-dt", "prompt-dt-medium"),

@@ -13,11 +13,6 @@ from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.diffusion.process import DiffusionConfig
 from promptdiffuser.diffusion.prompt_space import PromptSpace
-from promptdiffuser.learning.engine import OptimisationConfig
-from promptdiffuser.learning.guidance import GuidanceConfig
-from promptdiffuser.learning.model_folders import build_diffuser, diffuser_document, save_backbone, save_diffuser
-from promptdiffuser.learning.steering import SamplingGuidanceConfig
-from promptdiffuser.learning.trainings import DiffuserTraining
 from promptdiffuser.methods.adaptation import AdaptationInputs, Method
 from promptdiffuser.methods.adapters import AdaptersConfig
 from promptdiffuser.methods.backbones import BACKBONES, backbone_config
@@ -30,11 +25,16 @@ from promptdiffuser.methods.lora import LoraConfig
 from promptdiffuser.methods.prompt_bandit import PromptBanditConfig
 from promptdiffuser.methods.prompt_tensor_tuning import PromptTensorTuningConfig
 from promptdiffuser.methods.prompt_tuning_dt import PromptTuningDTConfig, PromptTuningDTOnlineConfig
+from promptdiffuser.methods.shared.steering import SamplingGuidanceConfig
 from promptdiffuser.methods.soft_prompt import SoftPromptConfig
 from promptdiffuser.methods.vae_prompt import VaePromptConfig
 from promptdiffuser.models.denoiser import DenoiserConfig
 from promptdiffuser.tasks import FAMILIES
-from tests.evaluation.synthetic_policies import TINY, tiny_backbone
+from promptdiffuser.training.engine import OptimisationConfig
+from promptdiffuser.training.guidance import GuidanceConfig
+from promptdiffuser.training.model_folders import build_diffuser, diffuser_document, save_backbone, save_diffuser
+from promptdiffuser.training.trainings import DiffuserTraining
+from tests.rollout.synthetic_policies import TINY, tiny_backbone
 
 FAMILY = FAMILIES["cheetah-vel"]
 TASK, OTHER_TASK = 7, 15

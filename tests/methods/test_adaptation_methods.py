@@ -14,7 +14,6 @@ from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.data.windows import PromptPool, Segments
 from promptdiffuser.errors import UserError
-from promptdiffuser.learning.trainings import DiffuserTraining
 from promptdiffuser.methods import METHODS, get_method
 from promptdiffuser.methods.adaptation import AdaptationInputs, Cost, Method
 from promptdiffuser.methods.backbones import BACKBONES
@@ -23,8 +22,9 @@ from promptdiffuser.methods.diffusers import DIFFUSERS
 from promptdiffuser.methods.folders import load_adaptation, save_adaptation
 from promptdiffuser.models.backbone import Prompt, PromptDT
 from promptdiffuser.tasks.experts import Quality
-from tests.evaluation.synthetic_policies import TINY, tiny_backbone
+from promptdiffuser.training.trainings import DiffuserTraining
 from tests.methods.conftest import FAMILY, FEW_SHOT, NUM_PROMPTS, OTHER_TASK, SETTINGS, TASK, Models
+from tests.rollout.synthetic_policies import TINY, tiny_backbone
 
 MakeInputs = Callable[..., AdaptationInputs]
 GENERATING = {name: method for name, method in METHODS.items() if method.diffuser}

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from promptdiffuser.data.windows import Segments
-from promptdiffuser.learning.backbone import squared_action_errors
 from promptdiffuser.methods import METHODS, best_of
 from promptdiffuser.methods.adaptation import AdaptationInputs
 from promptdiffuser.methods.best_of import BestOfConfig, few_shot_losses
 from promptdiffuser.methods.prompt_diffuser import noise_of, trained_diffuser
-from tests.evaluation.synthetic_policies import TINY
+from promptdiffuser.training.backbone_objective import squared_action_errors
 from tests.methods.conftest import NUM_PROMPTS
+from tests.rollout.synthetic_policies import TINY
 
 MakeInputs = Callable[..., AdaptationInputs]
 METHOD = METHODS["prompt-diffuser-best-of-multi-task"]

@@ -9,12 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from promptdiffuser.learning.diffuser import DiffuserLearning
-from promptdiffuser.learning.engine import FlatParameters
-from promptdiffuser.learning.guidance import GuidanceConfig
 from promptdiffuser.methods import METHODS
 from promptdiffuser.methods.adaptation import AdaptationInputs
 from promptdiffuser.methods.diffusers import DIFFUSERS
+from promptdiffuser.training.diffuser_objective import DiffuserLearning
+from promptdiffuser.training.engine import FlatParameters
+from promptdiffuser.training.guidance import GuidanceConfig
 
 BASES = {
     "default": GuidanceConfig(batch_size=4),

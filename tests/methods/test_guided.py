@@ -8,8 +8,8 @@ import torch
 from promptdiffuser.data.windows import Segments
 from promptdiffuser.methods import METHODS
 from promptdiffuser.methods.adaptation import AdaptationInputs
-from tests.evaluation.synthetic_policies import TINY
 from tests.methods.conftest import FAMILY
+from tests.rollout.synthetic_policies import TINY
 
 METHOD, PLAIN = METHODS["prompt-diffuser-guided"], METHODS["prompt-diffuser-multi-task"]
 

@@ -18,9 +18,9 @@ from promptdiffuser.methods.gaussian_prompt import Gaussian, best_shrinkage
 from promptdiffuser.methods.inputs import InputsBuilder
 from promptdiffuser.methods.nearest_prompt import NearestPromptConfig, energy_distance, nearest_task
 from promptdiffuser.methods.vae_prompt import VaePromptConfig, trained_vae
-from promptdiffuser.seeding import torch_generator
-from tests.evaluation.synthetic_policies import TINY, tiny_backbone
+from promptdiffuser.rng import torch_generator
 from tests.methods.conftest import FAMILY, FEW_SHOT, NUM_PROMPTS, SETTINGS, TASK
+from tests.rollout.synthetic_policies import TINY, tiny_backbone
 
 MakeInputs = Callable[..., AdaptationInputs]
 

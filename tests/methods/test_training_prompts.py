@@ -14,7 +14,6 @@ from promptdiffuser.data.store import Dataset, DatasetWriter
 from promptdiffuser.data.windows import Segments
 from promptdiffuser.diffusion.process import DiffusionConfig
 from promptdiffuser.diffusion.prompt_space import PromptSpace
-from promptdiffuser.learning.model_folders import build_diffuser, diffuser_document, save_diffuser
 from promptdiffuser.methods import METHODS
 from promptdiffuser.methods.adaptation import AdaptationInputs, Method
 from promptdiffuser.methods.backbones import backbone_config
@@ -22,9 +21,10 @@ from promptdiffuser.methods.diffusers import DIFFUSERS
 from promptdiffuser.methods.inputs import InputsBuilder
 from promptdiffuser.tasks import FAMILIES, get_family
 from promptdiffuser.tasks.family import TaskFamily
+from promptdiffuser.training.model_folders import build_diffuser, diffuser_document, save_diffuser
 from tests.data.synthetic import draw_episodes
-from tests.evaluation.synthetic_policies import TINY, tiny_backbone
 from tests.methods.conftest import DENOISER, SETTINGS
+from tests.rollout.synthetic_policies import TINY, tiny_backbone
 
 NUM_PROMPTS, EPISODES = 24, 3
 every_family = pytest.mark.parametrize("name", FAMILIES)

@@ -9,10 +9,6 @@ import torch
 from torch import Tensor
 
 from promptdiffuser.data.windows import Segments
-from promptdiffuser.evaluation.stepping import EpisodeStepper, Rollouts
-from promptdiffuser.learning.backbone import squared_action_errors
-from promptdiffuser.learning.bandits import num_parameters
-from promptdiffuser.learning.tuning import window_planner
 from promptdiffuser.methods import METHODS
 from promptdiffuser.methods.adaptation import AdaptationInputs, Method
 from promptdiffuser.methods.config import AdaptationConfig
@@ -21,11 +17,15 @@ from promptdiffuser.methods.prompt_bandit import FEATURES, PromptBanditConfig
 from promptdiffuser.methods.prompt_numbers import numbers_of, with_numbers
 from promptdiffuser.methods.prompt_tensor_tuning import PromptTensorTuningConfig
 from promptdiffuser.methods.prompt_tuning_dt import PromptTuningDTConfig
+from promptdiffuser.methods.shared.bandits import num_parameters
 from promptdiffuser.methods.soft_prompt import SoftPromptConfig
+from promptdiffuser.rollout.stepping import EpisodeStepper, Rollouts
 from promptdiffuser.tasks import FAMILIES
 from promptdiffuser.tasks.family import TaskFamily
-from tests.evaluation.synthetic_policies import TINY, tiny_backbone, tiny_pool
+from promptdiffuser.training.backbone_objective import squared_action_errors
+from promptdiffuser.training.tuning import window_planner
 from tests.methods.conftest import CONFIG, FAMILY, FEW_SHOT, NUM_PROMPTS, TASK
+from tests.rollout.synthetic_policies import TINY, tiny_backbone, tiny_pool
 
 MakeInputs = Callable[..., AdaptationInputs]
 D, L, K = TINY.width, TINY.layers, TINY.prompt_length

@@ -9,12 +9,12 @@ import torch
 from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.data.windows import PromptPool, Segments
-from promptdiffuser.learning.model_folders import load_diffuser
 from promptdiffuser.methods import METHODS
 from promptdiffuser.methods.adaptation import AdaptationInputs, Method
 from promptdiffuser.tasks.experts import Quality
-from tests.evaluation.synthetic_policies import TINY
+from promptdiffuser.training.model_folders import load_diffuser
 from tests.methods.conftest import FAMILY, NUM_PROMPTS, TARGET_RETURN, Models
+from tests.rollout.synthetic_policies import TINY
 
 MakeInputs = Callable[..., AdaptationInputs]
 ZERO_SHOT = {name: method for name, method in METHODS.items() if method.is_zero_shot}

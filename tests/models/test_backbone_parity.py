@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from promptdiffuser.data.windows import ResidentEpisodes, Segments
-from promptdiffuser.learning.backbone import BackboneLearning
-from promptdiffuser.learning.engine import FlatParameters
-from promptdiffuser.learning.trainings import make_resident
-from tests.learning.small_backbone import CPU, short_episodes, small_training
+from promptdiffuser.training.backbone_objective import BackboneLearning
+from promptdiffuser.training.engine import FlatParameters
+from promptdiffuser.training.trainings import make_resident
+from tests.training.small_backbone import CPU, short_episodes, small_training
 
 Weights = dict[str, NDArray[np.float64]]
 Steps = dict[str, NDArray[Any]]

@@ -19,8 +19,9 @@ import tyro
 from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.data.manifest import RECORDED_PACKAGES
 from promptdiffuser.errors import UserError
-from promptdiffuser.evaluation.stepping import EpisodeRequest, EpisodeStepper
-from promptdiffuser.seeding import seed_at
+from promptdiffuser.pipeline.experts import ExpertsJob
+from promptdiffuser.rng import seed_at
+from promptdiffuser.rollout.stepping import EpisodeRequest, EpisodeStepper
 from promptdiffuser.tasks import FAMILIES, get_family
 from promptdiffuser.tasks.experts import (
     QUALITIES,
@@ -38,7 +39,7 @@ from promptdiffuser.tasks.experts import (
 )
 from promptdiffuser.tasks.family import Controller, LearnedExpert, ScriptedExpert, TaskFamily
 from promptdiffuser.tasks.references import Reference, reference_returns
-from tests.evaluation.synthetic_policies import start_all
+from tests.rollout.synthetic_policies import start_all
 
 PLATFORM = Path(__file__).resolve().parents[2] / "platform"
 SHIPPED: tuple[Quality, ...] = ("expert", "medium")
@@ -145,12 +146,7 @@ def test_record_says_how_the_policy_was_made_and_what_it_returns(family: TaskFam
 
 @every_family
 @every_quality
-def test_recorded_command_has_the_recorded_settings(
-    family: TaskFamily, quality: Quality, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(pytestconfig.rootpath / "jobs")
-    from experts import ExpertsJob
-
+def test_recorded_command_has_the_recorded_settings(family: TaskFamily, quality: Quality) -> None:
     record = record_of(family, quality)
     job = tyro.cli(ExpertsJob, args=shlex.split(record["command"])[2:])
     assert owner_of(family).name in job.families
@@ -249,7 +245,7 @@ def test_shipped_policies_load_and_act_without_stable_baselines3() -> None:
 import sys
 sys.modules["stable_baselines3"] = None  # importing it now fails
 import numpy as np
-from promptdiffuser.evaluation.stepping import EpisodeRequest
+from promptdiffuser.rollout.stepping import EpisodeRequest
 from promptdiffuser.tasks import FAMILIES
 from promptdiffuser.tasks.experts import policy_of, shipped_demonstrator
 for family in FAMILIES.values():

@@ -12,8 +12,8 @@ from metaworld.env_dict import ML10_V3, ML45_V3
 
 from promptdiffuser.errors import UserError
 from promptdiffuser.tasks import ml10, ml45, pick_place, reach
+from promptdiffuser.tasks.families.meta_world import TASKS_FILE, MetaWorldEnv, MetaWorldTasks, Simulator
 from promptdiffuser.tasks.family import ScriptedExpert, TaskEnv, TaskFamily
-from promptdiffuser.tasks.meta_world import TASKS_FILE, MetaWorldEnv, MetaWorldTasks, Simulator
 
 PICK_PLACE, PICK_PLACE_500 = pick_place.FAMILIES
 REACH, REACH_500 = reach.FAMILIES

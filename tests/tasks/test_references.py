@@ -9,13 +9,13 @@ import pytest
 
 from promptdiffuser.errors import UserError
 from promptdiffuser.evaluation.scores import reference_scores
-from promptdiffuser.evaluation.stepping import EpisodeRequest, EpisodeStepper
-from promptdiffuser.seeding import seed_at
+from promptdiffuser.rng import seed_at
+from promptdiffuser.rollout.stepping import EpisodeRequest, EpisodeStepper
 from promptdiffuser.tasks import FAMILIES
 from promptdiffuser.tasks.experts import ConstantPolicy, policy_of, shipped_demonstrator
 from promptdiffuser.tasks.family import TaskFamily
 from promptdiffuser.tasks.references import Reference, read_references, reference_returns, write_references
-from tests.evaluation.synthetic_policies import start_all
+from tests.rollout.synthetic_policies import start_all
 from tests.tasks.test_experts import references_document
 
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from promptdiffuser.tasks import FAMILIES
-from promptdiffuser.tasks.body_params import VELOCITY_LIMIT
+from promptdiffuser.tasks.families.body_params import VELOCITY_LIMIT
 from promptdiffuser.tasks.family import TaskFamily
 
 EXACT = 1e-9

@@ -14,10 +14,11 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 
 from promptdiffuser.errors import UserError
-from promptdiffuser.tasks import FAMILIES, ant_dir, body_params, get_family, register_environments
+from promptdiffuser.tasks import FAMILIES, get_family, register_environments
+from promptdiffuser.tasks.families import ant_dir, body_params
+from promptdiffuser.tasks.families.meta_world import MetaWorldEnv
+from promptdiffuser.tasks.families.walker_params import WalkerParamsEnv
 from promptdiffuser.tasks.family import LearnedExpert, TaskFamily
-from promptdiffuser.tasks.meta_world import MetaWorldEnv
-from promptdiffuser.tasks.walker_params import WalkerParamsEnv
 
 ASSETS = Path(gymnasium.envs.mujoco.__file__).parent / "assets"
 STEPS = 30

@@ -23,8 +23,8 @@ from rich.table import Table
 from torch import Tensor
 
 from promptdiffuser.errors import UserError
-from promptdiffuser.learning.checkpoint import load_checkpoint, newest_valid_checkpoint
 from promptdiffuser.tracking.store import connect, resolve_uri
+from promptdiffuser.training.checkpoint import load_checkpoint, newest_valid_checkpoint
 
 WIDTH = 150
 """Columns of the table where it is not written to a terminal."""

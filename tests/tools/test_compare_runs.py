@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from promptdiffuser.learning.checkpoint import load_checkpoint, save_checkpoint
-from promptdiffuser.learning.trainings import BackboneTraining, History, make_resident, train
 from promptdiffuser.tracking.store import prepare
-from tests.learning.small_backbone import CPU, short_episodes, small_training
+from promptdiffuser.training.checkpoint import load_checkpoint, save_checkpoint
+from promptdiffuser.training.trainings import BackboneTraining, History, make_resident, train
 from tests.tools.compare_runs import main
+from tests.training.small_backbone import CPU, short_episodes, small_training
 
 EPISODES = short_episodes()
 TRAINING = small_training(EPISODES)

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from promptdiffuser.errors import UserError
-from promptdiffuser.learning.checkpoint import load_checkpoint, save_checkpoint
 from promptdiffuser.tracking.delivery import Delivery, deliver
 from promptdiffuser.tracking.journal import REFUSED, pending
 from promptdiffuser.tracking.store import RunLog, Tracker, connect, prepare
 from promptdiffuser.tracking.system import system_metrics
+from promptdiffuser.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.tracking.servers import MlflowServer
 
 PROCESSES, STEPS = 8, 1000

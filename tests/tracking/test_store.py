@@ -13,8 +13,8 @@ from urllib.parse import quote
 import mujoco
 import pytest
 
-from analysis.runs import _metric_histories
 from promptdiffuser.errors import UserError
+from promptdiffuser.reporting.mlflow_reader import _metric_histories
 from promptdiffuser.tracking.delivery import deliver
 from promptdiffuser.tracking.provenance import provenance
 from promptdiffuser.tracking.store import RunLog, Tracker, connect, prepare, resolve_uri

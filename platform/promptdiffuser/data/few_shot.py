@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptdiffuser.data.episodes import Episodes
-from promptdiffuser.seeding import numpy_generator
+from promptdiffuser.rng import numpy_generator
 from promptdiffuser.tasks.experts import Quality
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptdiffuser.data.manifest import FileRecord
-from promptdiffuser.seeding import numpy_generator
+from promptdiffuser.rng import numpy_generator
 
 Address = tuple[int | str, ...]
 

@@ -29,7 +29,7 @@ from promptdiffuser.data.manifest import (
 from promptdiffuser.data.parts import check_part, episodes_per_part, part_number, read_part, read_seeds, write_part
 from promptdiffuser.data.storage import Storage
 from promptdiffuser.errors import UserError
-from promptdiffuser.seeding import SIMULATOR_SEEDS, seed_at
+from promptdiffuser.rng import SIMULATOR_SEEDS, seed_at
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.experts import Quality
 from promptdiffuser.tasks.family import TaskFamily

@@ -17,7 +17,7 @@ from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.plans import EpisodeIndex, WindowPlan
 from promptdiffuser.errors import UserError
-from promptdiffuser.seeding import numpy_generator
+from promptdiffuser.rng import numpy_generator
 
 
 @dataclass(frozen=True)

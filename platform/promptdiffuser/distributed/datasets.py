@@ -17,8 +17,8 @@ from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.data.storage import Storage
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.data.windows import PromptPool, ResidentEpisodes, cut_pool_pieces
-from promptdiffuser.learning.trainings import Training
 from promptdiffuser.tasks.experts import Quality
+from promptdiffuser.training.trainings import Training
 
 EPISODES, POOL = "episodes", "pool"
 # Few large read tasks, where Ray Data's default is at least 200: a reader's process takes seconds to start, in which

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from promptdiffuser.distributed.tasks import run_tasks, task_device
-from promptdiffuser.learning.optimised_prompts import PromptOptimisation
+from promptdiffuser.training.optimised_prompts import PromptOptimisation
 
 
 def optimise_prompts(pieces: Sequence[PromptOptimisation], num_gpus: float = 0.0) -> Iterator[PromptOptimisation]:

@@ -17,11 +17,11 @@ from ray.tune.schedulers import PopulationBasedTraining
 
 from promptdiffuser.distributed.rollouts import RolloutPool
 from promptdiffuser.distributed.trials import SweepPlan, Trial
-from promptdiffuser.learning.checkpoint import newest_valid_checkpoint
-from promptdiffuser.learning.engine import NonFiniteGradientError
-from promptdiffuser.search.ledger import trial_name, trial_number
-from promptdiffuser.search.space import Choices, Domain, Space
-from promptdiffuser.seeding import seed_at
+from promptdiffuser.rng import seed_at
+from promptdiffuser.sweeps.ledger import trial_name, trial_number
+from promptdiffuser.sweeps.space import Choices, Domain, Space
+from promptdiffuser.training.checkpoint import newest_valid_checkpoint
+from promptdiffuser.training.engine import NonFiniteGradientError
 
 QUANTILE = 0.25
 STEP, SCORE = "step", "score"

@@ -14,11 +14,11 @@ import ray
 import torch
 from ray.exceptions import RayActorError, RayTaskError
 
-from promptdiffuser.evaluation.stepping import EpisodeStepper
 from promptdiffuser.experiment import BLOCK_LIMIT_S
-from promptdiffuser.learning.allocator import keep_freed_memory
 from promptdiffuser.memory import peak_gib
+from promptdiffuser.rollout.stepping import EpisodeStepper
 from promptdiffuser.tasks import get_family
+from promptdiffuser.training.allocator import keep_freed_memory
 
 BLOCK_ATTEMPTS = 3
 """Deaths of an actor in the middle of a block after which the block is given up; a block that takes too long is one."""
@@ -29,14 +29,15 @@ START_POLL_S = 5.0
 BLOCKS_IN_FLIGHT = 2
 """Blocks handed to an actor at a time: one runs, one waits, so that no actor idles between two."""
 
-Result = TypeVar("Result", covariant=True)
 
-
-class Block(Protocol[Result]):
+class Block(Protocol):
     """A fixed piece of rollout work."""
 
-    def run(self, stepper: EpisodeStepper, shared: Any, /) -> Result:
+    def run(self, stepper: EpisodeStepper, shared: Any, /) -> Any:
         """Run it; the same block gives the same result on any actor."""
+
+
+BlockT = TypeVar("BlockT", bound=Block)
 
 
 class RolloutActor:
@@ -54,7 +55,7 @@ class RolloutActor:
     def ready(self) -> None:
         """Answer once the actor has started."""
 
-    def run(self, block: Block[Any], publication: list[Any]) -> tuple[Any, float]:
+    def run(self, block: Block, publication: list[Any]) -> tuple[Any, float]:
         """Run a block with what was published to all actors; return its result and the process's peak memory, GiB.
 
         `publication` holds the reference: Ray would unpickle an argument for every block, which may take longer than
@@ -109,7 +110,7 @@ class RolloutPool:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def run(self, blocks: Sequence[Block[Result]], shared: Any) -> Iterator[tuple[Block[Result], Result]]:
+    def run(self, blocks: Sequence[BlockT], shared: Any) -> Iterator[tuple[BlockT, Any]]:
         """Yield (block, result) as they finish; `shared` is published once.
 
         No more than `BLOCKS_IN_FLIGHT` results per actor wait to be taken, however slowly they are.

@@ -12,8 +12,8 @@ from typing import Any
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialScheduler
 
-from promptdiffuser.search.ledger import Ledger, Row, trial_name
-from promptdiffuser.search.sweep import Sweep
+from promptdiffuser.sweeps.ledger import Ledger, Row, trial_name
+from promptdiffuser.sweeps.sweep import Sweep
 
 POLL_SECONDS = 0.2
 SCORE, STEP = "score", "step"

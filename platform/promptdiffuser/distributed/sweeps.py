@@ -17,8 +17,8 @@ from promptdiffuser.distributed.population import run_population
 from promptdiffuser.distributed.rollouts import BLOCKS_IN_FLIGHT, RolloutPool
 from promptdiffuser.distributed.trials import SweepPlan
 from promptdiffuser.errors import UserError
-from promptdiffuser.search.ledger import Ledger, trial_name
-from promptdiffuser.search.sweep import Sweep
+from promptdiffuser.sweeps.ledger import Ledger, trial_name
+from promptdiffuser.sweeps.sweep import Sweep
 
 WAITING_TRIAL_BYTES = 2**29
 """Memory of a trial that waits for its Train workers; Tune wants a trial to take something."""

@@ -31,11 +31,11 @@ from promptdiffuser.distributed.tasks import run_tasks, task_device
 from promptdiffuser.distributed.validation import NORMALISED, Validation, validating
 from promptdiffuser.errors import UserError
 from promptdiffuser.experiment import ClusterConfig
-from promptdiffuser.learning.engine import NonFiniteGradientError
-from promptdiffuser.learning.snapshots import use_best_snapshot
-from promptdiffuser.learning.trainings import History, Training, make_resident, train
 from promptdiffuser.tasks.experts import Quality
 from promptdiffuser.tracking.store import RunLog
+from promptdiffuser.training.engine import NonFiniteGradientError
+from promptdiffuser.training.snapshots import use_best_snapshot
+from promptdiffuser.training.trainings import History, Training, make_resident, train
 
 WORKER_FAILURES = 3
 """Restarts of the worker group before a training fails; each resumes from the newest valid checkpoint."""

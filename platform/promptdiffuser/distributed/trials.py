@@ -11,23 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from promptdiffuser.assembly import backbone_training, diffuser_training, few_shot_training
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.distributed.rollouts import RolloutPool
 from promptdiffuser.distributed.stopping import stops
 from promptdiffuser.distributed.training import TrainJob, train_alone, train_on_cluster
 from promptdiffuser.distributed.validation import Validation
 from promptdiffuser.experiment import Experiment
-from promptdiffuser.learning.engine import NonFiniteGradientError
-from promptdiffuser.learning.model_folders import count_parameters
-from promptdiffuser.learning.trainings import DiffuserTraining
 from promptdiffuser.methods import get_method
 from promptdiffuser.methods.backbones import backbone_config
 from promptdiffuser.models.backbone import BackboneConfig
-from promptdiffuser.search.ledger import Ledger, Row, trial_name
-from promptdiffuser.search.space import Point, apply
+from promptdiffuser.sweeps.ledger import Ledger, Row, trial_name
+from promptdiffuser.sweeps.space import Point, apply
 from promptdiffuser.tracking.names import STAGE_TAG, score_metrics
 from promptdiffuser.tracking.store import RunLog, Tracker
-from promptdiffuser.trainings import backbone_training, diffuser_training, few_shot_training
+from promptdiffuser.training.engine import NonFiniteGradientError
+from promptdiffuser.training.model_folders import count_parameters
+from promptdiffuser.training.trainings import DiffuserTraining
 
 SUMMED = ("time/seconds", "cost/environment_steps")
 SUMMARISED = ("validation/return", "validation/return_low", "validation/return_high", "validation/normalised")

@@ -15,18 +15,18 @@ from promptdiffuser.background import beside
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.distributed.rollouts import RolloutPool
 from promptdiffuser.errors import UserError
-from promptdiffuser.evaluation.blocks import evaluation_blocks
-from promptdiffuser.evaluation.policies import AdaptedPolicies
-from promptdiffuser.evaluation.protocol import ProtocolConfig
 from promptdiffuser.evaluation.scores import summarise_method
 from promptdiffuser.experiment import ClusterConfig
-from promptdiffuser.learning.model_folders import load_backbone
-from promptdiffuser.learning.snapshots import Criterion, Scores, keep_best_snapshot, read_scores, write_scores
-from promptdiffuser.learning.trainings import DiffuserTraining
 from promptdiffuser.methods import get_method
 from promptdiffuser.methods.inputs import InputsBuilder, InputsSettings
+from promptdiffuser.rollout.blocks import evaluation_blocks
+from promptdiffuser.rollout.policies import AdaptedPolicies
+from promptdiffuser.rollout.protocol import ProtocolConfig
 from promptdiffuser.tracking.names import SCORES, score_metrics
 from promptdiffuser.tracking.store import RunLog
+from promptdiffuser.training.model_folders import load_backbone
+from promptdiffuser.training.snapshots import Criterion, Scores, keep_best_snapshot, read_scores, write_scores
+from promptdiffuser.training.trainings import DiffuserTraining
 
 POLL_SECONDS = 1.0
 CPU = torch.device("cpu")

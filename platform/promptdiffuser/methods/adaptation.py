@@ -10,12 +10,12 @@ import torch
 
 from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.windows import PromptPool, ResidentEpisodes, Segments
-from promptdiffuser.evaluation.policies import AdaptedPolicy
-from promptdiffuser.learning.trainings import DiffuserTraining, History
 from promptdiffuser.methods.backbones import PROMPTED
 from promptdiffuser.models.backbone import PromptDT
+from promptdiffuser.rollout.policies import AdaptedPolicy
 from promptdiffuser.tasks.experts import Quality
 from promptdiffuser.tasks.family import TaskFamily
+from promptdiffuser.training.trainings import DiffuserTraining, History
 
 if TYPE_CHECKING:  # It is composed of what the methods' files declare, which import this one.
     from promptdiffuser.methods.config import AdaptationConfig

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
 from promptdiffuser.methods.tuned_weights import WeightTuningConfig, tune_weights
 from promptdiffuser.models.adapters import add_adapters
-from promptdiffuser.seeding import torch_generator
+from promptdiffuser.rng import torch_generator
 
 
 @dataclass(frozen=True)

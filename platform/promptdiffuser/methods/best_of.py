@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from promptdiffuser.data.windows import Segments
-from promptdiffuser.evaluation.policies import AdaptedPolicy
-from promptdiffuser.learning.diffuser import Diffuser
-from promptdiffuser.learning.tuning import action_losses, window_planner
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
 from promptdiffuser.methods.prompt_diffuser import adapted_diffuser, cost_of, noise_of
+from promptdiffuser.rollout.policies import AdaptedPolicy
+from promptdiffuser.training.diffuser_objective import Diffuser
+from promptdiffuser.training.tuning import action_losses, window_planner
 
 WINDOWS_TOGETHER = 1024
 """History windows that the backbone sees at a time: enough to be fast, few enough for any memory."""

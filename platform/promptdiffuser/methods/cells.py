@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 
 from promptdiffuser.data.store import Dataset
-from promptdiffuser.learning.checkpoint import is_whole
-from promptdiffuser.learning.model_folders import load_backbone
-from promptdiffuser.learning.trainings import DiffuserTraining, History
 from promptdiffuser.memory import forget_peak, peak_gib
 from promptdiffuser.methods import get_method
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
 from promptdiffuser.methods.folders import save_adaptation
 from promptdiffuser.methods.inputs import InputsBuilder, InputsSettings
+from promptdiffuser.training.checkpoint import is_whole
+from promptdiffuser.training.model_folders import load_backbone
+from promptdiffuser.training.trainings import DiffuserTraining, History
 
 
 @dataclass(frozen=True)

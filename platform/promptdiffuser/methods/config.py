@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-from promptdiffuser.learning.steering import SamplingGuidanceConfig
 from promptdiffuser.methods.adapters import AdaptersConfig
 from promptdiffuser.methods.best_of import BestOfConfig
 from promptdiffuser.methods.fine_tuning import FineTuningConfig
@@ -11,6 +10,7 @@ from promptdiffuser.methods.nearest_prompt import NearestPromptConfig
 from promptdiffuser.methods.prompt_bandit import PromptBanditConfig
 from promptdiffuser.methods.prompt_tensor_tuning import PromptTensorTuningConfig
 from promptdiffuser.methods.prompt_tuning_dt import PromptTuningDTConfig, PromptTuningDTOnlineConfig
+from promptdiffuser.methods.shared.steering import SamplingGuidanceConfig
 from promptdiffuser.methods.soft_prompt import SoftPromptConfig
 from promptdiffuser.methods.vae_prompt import VaePromptConfig
 

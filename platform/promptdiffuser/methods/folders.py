@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from promptdiffuser.data.windows import Segments
-from promptdiffuser.evaluation.policies import AdaptedPolicy
-from promptdiffuser.learning.backbone import freeze
-from promptdiffuser.learning.checkpoint import load_checkpoint, save_checkpoint
 from promptdiffuser.methods.adaptation import Adaptation, Cost
 from promptdiffuser.models.adapters import add_adapters, bottleneck_in
 from promptdiffuser.models.backbone import PromptDT
+from promptdiffuser.rollout.policies import AdaptedPolicy
+from promptdiffuser.training.backbone_objective import freeze
+from promptdiffuser.training.checkpoint import load_checkpoint, save_checkpoint
 
 TOKENS = "tokens"
 

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from promptdiffuser.diffusion.prompt_space import PromptSpace
-from promptdiffuser.evaluation.policies import AdaptedPolicy
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
-from promptdiffuser.seeding import normal_rows
+from promptdiffuser.rng import normal_rows
+from promptdiffuser.rollout.policies import AdaptedPolicy
 
 
 def adapt(inputs: AdaptationInputs) -> Adaptation:

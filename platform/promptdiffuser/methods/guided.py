@@ -5,10 +5,10 @@ The diffuser is not trained on the target task; all that is fitted to it are the
 
 import torch
 
-from promptdiffuser.evaluation.policies import AdaptedPolicy
-from promptdiffuser.learning.steering import FewShotSteering
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Cost, Method
 from promptdiffuser.methods.prompt_diffuser import noise_of, trained_diffuser
+from promptdiffuser.methods.shared.steering import FewShotSteering
+from promptdiffuser.rollout.policies import AdaptedPolicy
 
 
 @torch.no_grad()

@@ -12,11 +12,11 @@ from promptdiffuser.data.few_shot import FewShotConfig
 from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.data.windows import PromptPool, ResidentEpisodes, cut_pool_pieces
-from promptdiffuser.learning.trainings import DiffuserTraining, History
 from promptdiffuser.methods.adaptation import AdaptationInputs, TaskData
 from promptdiffuser.methods.config import AdaptationConfig
 from promptdiffuser.models.backbone import PromptDT
 from promptdiffuser.tasks.experts import Quality
+from promptdiffuser.training.trainings import DiffuserTraining, History
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 
 from promptdiffuser.data.windows import Segments
-from promptdiffuser.evaluation.policies import AdaptedPolicy
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
+from promptdiffuser.rollout.policies import AdaptedPolicy
 
 
 def adapt(inputs: AdaptationInputs) -> Adaptation:

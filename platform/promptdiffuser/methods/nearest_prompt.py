@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from promptdiffuser.data.windows import PromptPool
-from promptdiffuser.evaluation.policies import AdaptedPolicy
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
+from promptdiffuser.rollout.policies import AdaptedPolicy
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from promptdiffuser.evaluation.policies import AdaptedPolicies, AdaptedPolicy, PromptedPolicy
-from promptdiffuser.evaluation.protocol import EvaluationRequest
-from promptdiffuser.evaluation.stepping import EpisodeStepper
 from promptdiffuser.methods.adaptation import AdaptationInputs
 from promptdiffuser.models.backbone import Prompt
-from promptdiffuser.seeding import SIMULATOR_SEEDS, seed_at
+from promptdiffuser.rng import SIMULATOR_SEEDS, seed_at
+from promptdiffuser.rollout.policies import AdaptedPolicies, AdaptedPolicy, PromptedPolicy
+from promptdiffuser.rollout.protocol import EvaluationRequest
+from promptdiffuser.rollout.stepping import EpisodeStepper
 
 
 class TargetSimulator:

@@ -3,9 +3,9 @@
 If they work as well as its own, the prompt carries no task identity.
 """
 
-from promptdiffuser.evaluation.policies import AdaptedPolicy
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
-from promptdiffuser.seeding import numpy_generator
+from promptdiffuser.rng import numpy_generator
+from promptdiffuser.rollout.policies import AdaptedPolicy
 
 
 def adapt(inputs: AdaptationInputs) -> Adaptation:

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from promptdiffuser.data.windows import Segments
-from promptdiffuser.evaluation.policies import AdaptedPolicy
-from promptdiffuser.learning.bandits import BanditConfig, Strategy, num_parameters, play_bandit
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Cost, Method
 from promptdiffuser.methods.online import TargetSimulator
 from promptdiffuser.methods.prompt_numbers import numbers_of
+from promptdiffuser.methods.shared.bandits import BanditConfig, Strategy, num_parameters, play_bandit
 from promptdiffuser.models.backbone import PromptDT
+from promptdiffuser.rollout.policies import AdaptedPolicy
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from promptdiffuser.data.windows import Segments
-from promptdiffuser.evaluation.policies import AdaptedPolicy
-from promptdiffuser.learning.diffuser import Diffuser
-from promptdiffuser.learning.model_folders import load_diffuser
-from promptdiffuser.learning.trainings import train
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Cost, Method
+from promptdiffuser.rollout.policies import AdaptedPolicy
+from promptdiffuser.training.diffuser_objective import Diffuser
+from promptdiffuser.training.model_folders import load_diffuser
+from promptdiffuser.training.trainings import train
 
 
 def adapt(inputs: AdaptationInputs) -> Adaptation:

@@ -6,8 +6,8 @@ random episodes, as in Table 2 of the Prompt Diffuser paper: what a prompt is wo
 
 from functools import partial
 
-from promptdiffuser.evaluation.policies import AdaptedPolicy
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
+from promptdiffuser.rollout.policies import AdaptedPolicy
 from promptdiffuser.tasks.experts import Quality
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from promptdiffuser.evaluation.policies import AdaptedPolicy
-from promptdiffuser.learning.tuning import FewShotTuning, TuningConfig, tune
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Cost, Method
 from promptdiffuser.methods.prompt_numbers import numbers_of, with_numbers
+from promptdiffuser.rollout.policies import AdaptedPolicy
+from promptdiffuser.training.tuning import FewShotTuning, TuningConfig, tune
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from promptdiffuser.data.windows import Segments
-from promptdiffuser.evaluation.policies import AdaptedPolicy
-from promptdiffuser.learning.precision import Precision, autocast, check_precision
-from promptdiffuser.learning.rank_search import RankSearchConfig, rank_search
-from promptdiffuser.learning.tuning import action_losses, window_planner
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Cost, Method
 from promptdiffuser.methods.online import TargetSimulator
 from promptdiffuser.methods.prompt_numbers import numbers_of, with_numbers
+from promptdiffuser.methods.shared.rank_search import RankSearchConfig, rank_search
+from promptdiffuser.rollout.policies import AdaptedPolicy
+from promptdiffuser.training.precision import Precision, autocast, check_precision
+from promptdiffuser.training.tuning import action_losses, window_planner
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from promptdiffuser.evaluation.policies import AdaptedPolicy
-from promptdiffuser.learning.tuning import FewShotTuning, TuningConfig, tune
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Cost, Method
-from promptdiffuser.seeding import normal_rows
+from promptdiffuser.rng import normal_rows
+from promptdiffuser.rollout.policies import AdaptedPolicy
+from promptdiffuser.training.tuning import FewShotTuning, TuningConfig, tune
 
 DEVIATION = 0.02
 """Of vectors that begin random, as GPT-2's embeddings do."""

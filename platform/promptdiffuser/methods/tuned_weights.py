@@ -4,11 +4,11 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from promptdiffuser.evaluation.policies import AdaptedPolicy
-from promptdiffuser.learning.backbone import freeze
-from promptdiffuser.learning.tuning import FewShotTuning, TuningConfig, tune
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Cost, TaskData
 from promptdiffuser.models.backbone import PromptDT
+from promptdiffuser.rollout.policies import AdaptedPolicy
+from promptdiffuser.training.backbone_objective import freeze
+from promptdiffuser.training.tuning import FewShotTuning, TuningConfig, tune
 
 Change = Callable[[PromptDT], PromptDT]
 

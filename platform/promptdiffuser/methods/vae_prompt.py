@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from promptdiffuser.data.plans import Address, Planner
 from promptdiffuser.data.windows import PromptPool, Segments
 from promptdiffuser.diffusion.prompt_space import PromptSpace
-from promptdiffuser.evaluation.policies import AdaptedPolicy
-from promptdiffuser.learning.engine import Engine, FlatParameters, Joined, OptimisationConfig, Share, alone
-from promptdiffuser.learning.model_folders import addressed_initialisation
-from promptdiffuser.learning.trainings import History
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
 from promptdiffuser.models.denoiser import ContextEncoder
-from promptdiffuser.seeding import normal_rows, torch_generator
+from promptdiffuser.rng import normal_rows, torch_generator
+from promptdiffuser.rollout.policies import AdaptedPolicy
+from promptdiffuser.training.engine import Engine, FlatParameters, Joined, OptimisationConfig, Share, alone
+from promptdiffuser.training.model_folders import addressed_initialisation
+from promptdiffuser.training.trainings import History
 
 LOG_EVERY = 100
 CLIP_NORM = 100.0

@@ -1,7 +1,7 @@
 """Task families: one file each and one line in `FAMILIES`."""
 
 from promptdiffuser.errors import UserError
-from promptdiffuser.tasks import (
+from promptdiffuser.tasks.families import (
     ant_dir,
     ant_dir_ood,
     cheetah_dir,

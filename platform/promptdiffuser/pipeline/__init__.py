@@ -1,0 +1,1 @@
+"""The pipeline: stages, experiments, sweeps and benchmarks."""

@@ -1,0 +1,241 @@
+"""Search around an experiment with Ray Tune, scored on validation tasks; the best is confirmed once on test tasks.
+
+    python jobs/sweep.py quickstart-guidance --confirm
+    python jobs/sweep.py quickstart-guidance --space guidance.weight=0,1,5,10,20 --trials 12
+
+The base experiment's dataset and backbone are made first where they are missing. The same command continues a sweep
+that was interrupted; with more trials, or a larger space, it extends a finished one. Trials that have ended never run
+again.
+"""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import torch
+import tyro
+from rich.table import Table
+
+from promptdiffuser.background import repeatedly
+from promptdiffuser.console import print_table, with_interval
+from promptdiffuser.distributed.cluster import connect
+from promptdiffuser.distributed.sweeps import run_sweep
+from promptdiffuser.distributed.trials import SUMMARISED, SweepPlan
+from promptdiffuser.errors import UserError
+from promptdiffuser.experiment import Experiment
+from promptdiffuser.files import locked
+from promptdiffuser.methods import get_method
+from promptdiffuser.pipeline import run as pipeline
+from promptdiffuser.pipeline.session import POLL_SECONDS, JobOptions, Workspace, fingerprint_of, run_job
+from promptdiffuser.pipeline.stages import collect, pretrain
+from promptdiffuser.recipes import SWEEPS
+from promptdiffuser.rng import SIMULATOR_SEEDS, seed_at
+from promptdiffuser.sweeps.ledger import Ledger, Row, trial_number
+from promptdiffuser.sweeps.space import apply, change_space, value_of
+from promptdiffuser.sweeps.sweep import Sweep
+from promptdiffuser.tasks import get_family
+from promptdiffuser.training.checkpoint import write_json
+from promptdiffuser.training.model_folders import load_backbone
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """Command line of a sweep."""
+
+    sweep: Annotated[Sweep, tyro.conf.arg(name="")]
+    space: tuple[str, ...] = ()
+    """Fields to add to the space, or to change in it: FIELD=a,b,c or FIELD=low..high or FIELD=log:low..high, such as
+    guidance.weight=log:0.1..20. FIELD= drops a field, which then has the base experiment's value."""
+    confirm: bool = False
+    """Run the whole pipeline on the best configuration, with fresh seeds, and evaluate it on the test tasks."""
+    outputs: Path = Path("outputs")
+    """Folder below which the experiment writes everything."""
+    dataset: str | None = None
+    """Dataset to use instead of the one that the base experiment's own collect stage writes."""
+    backbone_checkpoint: Path | None = None
+    """Backbone folder to use instead of the one that its own pretrain stage writes."""
+    rerun: tuple[str, ...] = ()
+    """Stages to make again, by the names that are printed: collect, pretrain."""
+
+
+def main(options: SweepOptions) -> None:
+    """Make the backbone if needed, run the sweep, write and print its table, and confirm its best."""
+    sweep = dataclasses.replace(options.sweep, space=change_space(options.sweep.space, options.space))
+    job = JobOptions(
+        sweep.experiment, options.outputs, options.dataset, options.backbone_checkpoint, rerun=options.rerun
+    )
+    with Workspace(job, title=sweep.name, kind="sweep", search=identity_of(sweep)) as workspace:
+        backbone = get_method(sweep.method).backbone
+        workspace.check_rerun(["collect", *([] if sweep.trains_backbone else [pretrain.name_of(backbone)])])
+        workspace.console.print(sweep.describe(), markup=False, highlight=False, soft_wrap=True)
+        if sweep.trains_backbone:  # refused before anything is collected, and the local cluster has a dashboard
+            connect(sweep.experiment.cluster, validates=True, dashboard=True)
+        if options.dataset is None:
+            workspace.run(collect.stage(workspace))
+        if options.backbone_checkpoint is None and not sweep.trains_backbone:
+            workspace.run(pretrain.stage(workspace, backbone))
+        plan = plan_of(workspace, sweep)
+        run(workspace, plan)
+        best = write_results(plan, workspace)
+        if options.confirm:
+            confirm(plan, workspace, options, best)
+
+
+def identity_of(sweep: Sweep) -> dict[str, Any]:
+    """Return what makes it another sweep, besides the base experiment; more trials and larger spaces do not."""
+    identity: dict[str, Any] = {name: getattr(sweep, name) for name in ("method", "stopping")}
+    if sweep.stopping != "none":
+        identity |= {name: getattr(sweep, name) for name in ("score_every", "reduction", "objective")}
+    if sweep.stopping == "population":
+        # Its members depend on each other from the start, so it cannot grow.
+        identity |= {"space": dataclasses.asdict(sweep)["space"], "seed": sweep.seed, "population": sweep.population}
+    return {"sweep": identity}
+
+
+def plan_of(workspace: Workspace, sweep: Sweep) -> SweepPlan:
+    """Return the sweep with its folder, its data and its backbone."""
+    experiment, dataset = workspace.experiment, pretrain.checked_dataset(workspace)
+    base = dataclasses.asdict(experiment) | {"cluster": None}
+    settings: list[Any] = [sweep.name, base, identity_of(sweep), dataset.manifest.digest]
+    backbone_folder, backbone = workspace.folder, experiment.backbone
+    if not sweep.trains_backbone:
+        backbone_folder = pretrain.backbone_folder(workspace, get_method(sweep.method).backbone).resolve()
+        backbone = load_backbone(backbone_folder, get_family(experiment.family), torch.device("cpu"))[0].config
+        settings.append((backbone_folder / "manifest.json").read_text())
+    return SweepPlan(
+        Ledger(workspace.folder / f"sweep-{fingerprint_of(settings)[:8]}", sweep),
+        dataset,
+        pretrain.validation_of(dataset, experiment, sweep.method, backbone_folder),
+        backbone_folder,
+        backbone,
+        workspace.tracker,
+        workspace.run_log,
+    )
+
+
+def run(workspace: Workspace, plan: SweepPlan) -> None:
+    """Run what is left of the sweep, if anything is, showing how many trials have ended."""
+    ledger = plan.ledger
+    lock = ledger.folder.with_name(f".{ledger.folder.name}.lock")
+    with locked(lock, lambda owner: workspace.console.print(f"waits for {owner}", highlight=False)):
+        _run_what_is_left(workspace, plan)
+
+
+def _run_what_is_left(workspace: Workspace, plan: SweepPlan) -> None:
+    ledger, sweep = plan.ledger, plan.ledger.sweep
+    ended = len(ledger.rows())
+    workspace.console.print(f"{ended} {'trial has' if ended == 1 else 'trials have'} ended before", highlight=False)
+    if ledger.is_finished():
+        return
+    connect(sweep.experiment.cluster, trials=max(1, sweep.concurrency), dashboard=sweep.trains_backbone)
+    with workspace.at_work(f"sweep {sweep.name}", ledger.folder, plan.parent) as shown:
+
+        def look() -> None:
+            shown.expect(max(sweep.most_trials or 0, len(ledger)), len(ledger.rows()))
+
+        with repeatedly(look, POLL_SECONDS):
+            run_sweep(plan)
+
+
+def write_results(plan: SweepPlan, workspace: Workspace) -> Row | None:
+    """Write the table and the best configuration, keep both with the sweep's run, and print them."""
+    ledger, sweep = plan.ledger, plan.ledger.sweep
+    rows, best = ledger.rows(), ledger.best()
+    for row in rows:
+        if not plan.tracker.has_run(row["run"]):  # a store that does not know the sweep
+            number = trial_number(row["trial"])
+            trial = plan.trial(number, ledger.point(number))
+            trial.log(ledger.scores(number))
+            trial.end(ledger.scores(number), row["state"])
+    rows = ledger.rows()
+    write_json(ledger.folder / "results.json", rows)
+    pd.DataFrame(rows).to_parquet(ledger.folder / "results.parquet", index=False)
+    write_json(ledger.folder / "sweep.json", dataclasses.asdict(sweep) | {"best": best})
+    names = ["results.json", "results.parquet", "sweep.json"]
+    if best is not None:
+        (ledger.folder / "best.json").write_text(best_experiment(ledger, best).to_json())
+        plan.parent.log_metrics({name: best[name] for name in SUMMARISED})
+        plan.parent.set_tag("promptdiffuser.best", best["trial"])
+        names.append("best.json")
+    for name in names:
+        plan.parent.log_artifact(ledger.folder / name)
+    num_tasks = len(get_family(sweep.experiment.family).validation_tasks)
+    print_table(workspace.console, table(ledger, rows, num_tasks))
+    for name in names:
+        workspace.console.print(f"{name:<16} {ledger.folder / name}", soft_wrap=True)
+    return best
+
+
+def best_experiment(ledger: Ledger, row: Row) -> Experiment:
+    """Return the experiment of a trial, for `python jobs/pipeline.py --from-file`."""
+    sweep = ledger.sweep
+    # A member of a population ends with other values than it began with.
+    experiment = apply({field: row[field] for field in ledger.point(trial_number(row["trial"]))}, sweep.experiment)
+    return dataclasses.replace(experiment, name=f"{sweep.name}-best", methods=(sweep.method,))
+
+
+def confirm(plan: SweepPlan, workspace: Workspace, options: SweepOptions, best: Row | None) -> None:
+    """Run the pipeline on the best configuration with seeds that no trial had; the sweep's run gets its test result."""
+    sweep = plan.ledger.sweep
+    if best is None:
+        raise UserError(f"no trial was trained to its end with a finite {sweep.objective}, so nothing can be confirmed")
+    experiment = best_experiment(plan.ledger, best)
+    seed = seed_at(experiment.seed, "confirm") % SIMULATOR_SEEDS
+    fresh = dataclasses.replace(
+        experiment,
+        name=f"{sweep.name}-confirmed",
+        seed=seed,
+        evaluation=dataclasses.replace(experiment.evaluation, seed=seed),
+    )
+    backbone = None if sweep.trains_backbone else plan.backbone_folder
+    results = pipeline.run_experiment(JobOptions(fresh, options.outputs, collect.dataset_location(workspace), backbone))
+    summary = json.loads((results / "summary.json").read_text())
+    result = summary["methods"][sweep.method]
+    confirmed = {
+        "test/return": result["mean"],
+        "test/return_low": result["ci_low"],
+        "test/return_high": result["ci_high"],
+        "test/normalised": result["normalised"],
+    }
+    write_json(plan.ledger.folder / "confirmed.json", {"trial": best["trial"], "seed": seed} | confirmed)
+    plan.parent.log_metrics({name: math.nan if value is None else value for name, value in confirmed.items()})
+    plan.parent.log_artifact(plan.ledger.folder / "confirmed.json")
+    workspace.console.print(
+        f"{best['trial']} confirmed on {len(summary['test_tasks'])} test tasks: "
+        f"{with_interval(result['mean'], result['ci_low'], result['ci_high'])}; "
+        f"validation {best['validation/return']:.1f}"
+    )
+
+
+def table(ledger: Ledger, rows: list[Row], num_tasks: int) -> Table:
+    """Return the trials, the best first; those that were stopped, then those that diverged come last."""
+    sweep, states = ledger.sweep, ("finished", "stopped", "diverged")
+    # Earlier trials may differ in fields that were dropped since.
+    points = [ledger.point(trial_number(row["trial"])) for row in rows]
+    fields = dict.fromkeys([*sweep.space, *(field for point in points for field in point)])
+    shown = Table(title=f"{sweep.name}: {num_tasks} validation tasks, best first")
+    for column in ("trial", *fields, "return (95 % int.)", "normalised", "updates", "state"):
+        shown.add_column(column, justify="right")
+
+    def rank(row: Row) -> tuple[int, float]:
+        score = row[sweep.objective]
+        return states.index(row["state"]), -score if score is not None and math.isfinite(score) else math.inf
+
+    for row in sorted(rows, key=rank):
+        mean, low, high, normalised = (row[name] for name in SUMMARISED)
+        scores = ("", "") if mean is None else (with_interval(mean, low, high), f"{normalised:.3f}")
+        values = (row.get(field, value_of(sweep.experiment, field)) for field in fields)
+        swept = (f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+        number = str(trial_number(row["trial"]))
+        shown.add_row(number, *swept, *scores, str(row["cost/gradient_steps"]), row["state"])
+    return shown
+
+
+def command() -> None:
+    """Run the job with the arguments of the command line."""
+    options = {name: (recipe.__doc__ or "", SweepOptions(recipe())) for name, recipe in SWEEPS.items()}
+    run_job(main, __doc__ or "", options)

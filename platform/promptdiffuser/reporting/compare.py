@@ -1,0 +1,318 @@
+"""Compare runs of MLflow: what differs in configuration, in training, in returns and in cost, and how sure that is.
+
+    python -m analysis.compare RUN_A RUN_B
+    python -m analysis.compare "tags.`promptdiffuser.method` = 'prompt-diffuser' and params.seed = '0'"
+
+A run is a whole experiment, whose methods are compared one by one, or one method of an experiment. Every run is
+compared with the first; runs that differ in nothing but the seed, the draw of the few-shot set and the start states
+count as trainings of one. In a script: `compare(uri, [run_a, run_b])`.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import isfinite, nan
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from promptdiffuser.console import open_console, print_table
+from promptdiffuser.errors import UserError
+from promptdiffuser.paths import local_path
+from promptdiffuser.reporting import page
+from promptdiffuser.reporting.evidence import columns_of
+from promptdiffuser.reporting.groups import Side, find_sides
+from promptdiffuser.reporting.tables import write_tables
+from promptdiffuser.reporting.verdicts import SHORT_UNITS, counted, verdict
+from promptdiffuser.statistics.aggregates import probability_of_improvement
+from promptdiffuser.statistics.intervals import Interval
+from promptdiffuser.statistics.paired import PairedDifference, adjusted, mean_return, paired_difference
+from promptdiffuser.statistics.scores import run_scores
+from promptdiffuser.tracking.store import resolve_uri
+
+_LONG = 12
+"""A difference of settings with more lines than this is shown in the page, not in the terminal."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """How one method of a side compares with one of the first side."""
+
+    side: Side
+    reference: Side
+    method: str
+    """Method of the side; of the reference too, unless both have a single one."""
+    reference_method: str
+    difference: PairedDifference
+    """Side minus reference, in return, on the same episodes; its p-value is adjusted for the number of pairs."""
+    chance: Interval
+    """Probability that a run of the side scores higher than one of the reference on the same task."""
+
+    @property
+    def sentence(self) -> str:
+        """What the numbers allow to say, in words."""
+        about = f"{self.method}: " if self.method == self.reference_method else ""
+        said = f"{about}{verdict(self.difference, self.side.name, self.reference.name)}"
+        if self.difference.verdict == "equal" or not isfinite(self.chance.estimate):
+            return said
+        return f"{said}; probability of improvement {page.number(self.chance.estimate)} {page.bounds(self.chance)}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Sides with everything that differs between them; every table is a frame."""
+
+    sides: tuple[Side, ...]
+    pairs: tuple[Pair, ...]
+    warnings: tuple[str, ...]
+    """What makes the returns not comparable, where that was overruled, and what could not be computed."""
+
+    @property
+    def verdicts(self) -> list[str]:
+        """One sentence a pair."""
+        return [pair.sentence for pair in self.pairs]
+
+    @property
+    def settings(self) -> pd.DataFrame:
+        """Settings that are not equal: one row a setting, one column a side."""
+        return _unequal({side.name: side.settings for side in self.sides})
+
+    @property
+    def returns(self) -> pd.DataFrame:
+        """One row a side and method: return, its 95 % interval, normalised score, success where known, size."""
+        rows = []
+        for side in self.sides:
+            for method in side.methods:
+                own = side.of_method(method)
+                rows.append(
+                    {
+                        "side": side.name,
+                        "method": method,
+                        **columns_of("return", mean_return(_comparable(own))),
+                        "normalised": own.groupby("task")["score"].mean().mean(),
+                        **({"success": own.groupby("task")["success"].mean().mean()} if "success" in own else {}),
+                        "episodes": len(own),
+                        "trainings": own["training_seed"].nunique(),
+                    }
+                )
+        return pd.DataFrame(rows)
+
+    @property
+    def differences(self) -> pd.DataFrame:
+        """One row a pair: differences in return with both intervals, tasks won, probability of improvement, verdict."""
+        return pd.DataFrame(
+            [
+                {
+                    "side": pair.side.name,
+                    "method": pair.method,
+                    "reference": pair.reference.name,
+                    "reference_method": pair.reference_method,
+                    "difference": pair.difference.on_these_tasks.estimate,
+                    "low": pair.difference.on_these_tasks.low,
+                    "high": pair.difference.on_these_tasks.high,
+                    "low_on_tasks_like_these": pair.difference.on_tasks_like_these.low,
+                    "high_on_tasks_like_these": pair.difference.on_tasks_like_these.high,
+                    "tasks_better": pair.difference.tasks_better,
+                    "tasks": pair.difference.num_tasks,
+                    "probability_of_improvement": pair.chance.estimate,
+                    "probability_low": pair.chance.low,
+                    "probability_high": pair.chance.high,
+                    "units": pair.difference.units,
+                    "over": counted(pair.difference.level, pair.difference.units, SHORT_UNITS),
+                    "trainings": pair.difference.trainings,
+                    "p_value": pair.difference.p_value,
+                    "pairs": pair.difference.pairs,
+                    "unpaired": pair.difference.unpaired,
+                    "verdict": pair.difference.verdict,
+                }
+                for pair in self.pairs
+            ]
+        )
+
+    @property
+    def tasks(self) -> pd.DataFrame:
+        """Mean return: one row a task, one column a side and method."""
+        everything = pd.concat([side.episodes.assign(side=side.name) for side in self.sides])
+        return everything.pivot_table(
+            index="task", columns=["side", "method"], values="return", sort=False
+        ).sort_index()
+
+    @property
+    def costs(self) -> pd.DataFrame:
+        """One row a side and method, one column a cost."""
+        return pd.concat({side.name: side.costs for side in self.sides}, names=["side"])
+
+    @property
+    def curves(self) -> pd.DataFrame:
+        """Training metrics of all sides, one row a point: side, training_seed, stage, run, key, step, value."""
+        frame = pd.concat([side.curves.assign(side=side.name) for side in self.sides], ignore_index=True)
+        return frame[["side", "training_seed", "stage", "run", "key", "step", "value"]]
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Return all frames by the name of their file, with flat columns."""
+        tasks = self.tasks.set_axis([" ".join(column) for column in self.tasks.columns], axis=1)
+        return {
+            "settings": self.settings,
+            "returns": self.returns,
+            "differences": self.differences,
+            "tasks": tasks,
+            "costs": self.costs,
+            "curves": self.curves,
+        }
+
+
+def compare(uri: str, selections: Sequence[str], force: bool = False) -> Comparison:
+    """Compare runs; the first configuration is the reference of all others.
+
+    Args:
+        uri: MLflow tracking URI.
+        selections: Run ids of experiments or methods, or MLflow filter strings.
+        force: Compare what is not comparable, and say so in `warnings`.
+
+    Raises:
+        UserError: Fewer than two configurations are found, they have no method in common, or they were not evaluated
+            under the same conditions (dataset digest, physics, protocol, test tasks).
+    """
+    sides = find_sides(uri, selections)
+    if len(sides) < 2:
+        found = ", ".join(f"{side.name} = {side.title}" for side in sides)
+        raise UserError(f"a comparison needs two configurations, found {found}; name another run")
+    warnings = _incomparable(sides)
+    if warnings and not force:
+        raise UserError(f"{'; '.join(warnings)}; --force compares them all the same and says so")
+    reference, *others = sides
+    pairs = []
+    for side in others:
+        matched = _matched(side, reference)
+        if not matched:
+            names = " and ".join(f"{one.name} ({', '.join(one.methods)})" for one in (side, reference))
+            raise UserError(f"{names} have no method in common; name the runs of two methods to compare those")
+        for method, reference_method in matched:
+            try:
+                pairs.append(_pair(side, reference, method, reference_method))
+            except UserError as error:
+                warnings.append(f"{method} of {side.name} is not compared: {error}")
+    if not pairs:
+        raise UserError("; ".join(warnings))
+    tested = adjusted(dict(enumerate(pair.difference for pair in pairs)))
+    pairs = [replace(pair, difference=tested[number]) for number, pair in enumerate(pairs)]
+    return Comparison(tuple(sides), tuple(pairs), tuple(warnings))
+
+
+def _matched(side: Side, reference: Side) -> list[tuple[str, str]]:
+    if len(side.methods) == len(reference.methods) == 1:
+        return [(side.methods[0], reference.methods[0])]
+    return [(method, method) for method in side.methods if method in reference.methods]
+
+
+def _pair(side: Side, reference: Side, method: str, reference_method: str) -> Pair:
+    both = _comparable(pd.concat([side.of_method(method), reference.of_method(reference_method)], ignore_index=True))
+    try:
+        scores = run_scores(both)
+        chance = probability_of_improvement(scores[side.name], scores[reference.name])
+    except UserError:  # runs without episodes that ended; the difference of those that did may still be told
+        chance = Interval(nan)
+    return Pair(
+        side,
+        reference,
+        method,
+        reference_method,
+        paired_difference(both, side.name, reference.name),
+        chance,
+    )
+
+
+def _comparable(episodes: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame without training seeds where no side has several: those of single trainings need not agree."""
+    several = (episodes.groupby("method")["training_seed"].nunique() > 1).any()
+    return episodes if several else episodes.drop(columns="training_seed")
+
+
+def _incomparable(sides: Sequence[Side]) -> list[str]:
+    """Return what keeps returns from being comparable; trainings are held against those of the same name."""
+    found = _differing({side.name: side.conditions for side in sides})
+    if all(len(side.replicates) == 1 for side in sides):
+        return found + _differing({side.name: next(iter(side.replicates.values())) for side in sides})
+    for label in dict.fromkeys(label for side in sides for label in side.replicates):
+        own = {side.name: side.replicates[label] for side in sides if label in side.replicates}
+        found += _differing(own, f" of training {label}")
+    return found
+
+
+def _differing(values: dict[str, dict[str, str]], where: str = "") -> list[str]:
+    unequal = _unequal(values)
+    return [
+        f"not comparable, {row.Index}{where} differs: "
+        + ", ".join(f"{name} {value}" for name, value in zip(unequal, row[1:], strict=True))
+        for row in unequal.itertuples()
+    ]
+
+
+def _unequal(values: dict[str, dict[str, str]]) -> pd.DataFrame:
+    """Return the keys whose values are not equal everywhere; a key that one lacks is unequal."""
+    frame = pd.DataFrame(values, dtype=object).fillna("-").rename_axis("setting")
+    return frame[frame.nunique(axis=1) > 1].sort_index()
+
+
+def write_comparison(comparison: Comparison, uri: str, folder: Path) -> Path:
+    """Write index.html with every table as CSV and Parquet beside it, and return the page's path."""
+    from promptdiffuser.reporting.compare_page import render  # matplotlib, which the API does without
+
+    write_tables(comparison.tables(), folder)
+    path = folder / "index.html"
+    path.write_text(render(comparison, uri), encoding="utf-8")
+    return path
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Compare runs of MLflow (`MLFLOW_TRACKING_URI`, else ./mlflow.db)."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")]
+    """Run ids of experiments or of methods, or filter strings; the first is what the others are compared with."""
+    output: Path = Path("outputs/comparison")
+    """Folder for the page, CSV and Parquet."""
+    force: bool = False
+    """Compare runs of different datasets, physics or protocols all the same."""
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """Print sides, what differs, returns, costs and verdicts."""
+    for side in comparison.sides:
+        console.print(
+            f"[bold]{side.name}[/]  {side.title}  {' '.join(run.info.run_id for run in side.runs)}", soft_wrap=True
+        )
+    for warning in comparison.warnings:
+        console.print(f"[yellow]! {warning}[/]", soft_wrap=True)
+    settings = comparison.settings
+    shown = _table("What differs", settings.head(_LONG).reset_index())
+    shown.caption = f"and {len(settings) - _LONG} more settings, see settings.csv" if len(settings) > _LONG else None
+    for table in (shown, _table("Returns", comparison.returns), _table("Costs", comparison.costs.reset_index())):
+        print_table(console, table)
+    for sentence in comparison.verdicts:
+        console.print(f"[bold]{sentence}[/]", soft_wrap=True)
+
+
+def _table(title: str, frame: pd.DataFrame) -> Table:
+    table = Table(*map(str, frame.columns), title=title, title_justify="left")
+    for row in frame.itertuples(index=False):
+        table.add_row(*(page.cell(value) if isinstance(value, float) else str(value) for value in row))
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    job = tyro.cli(Arguments, args=arguments, description=__doc__)
+    try:
+        output, comparison = local_path(job.output), compare(resolve_uri(), job.runs, job.force)
+        path = write_comparison(comparison, resolve_uri(), output)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print_comparison(comparison, open_console(highlight=False))
+    print(f"wrote {path}")
+    return 0

@@ -1,0 +1,303 @@
+"""The report of a sweep: which configuration is best, which fields matter, and what a better result costs.
+
+    python -m analysis.sweep_report RUN_ID
+    python -m analysis.sweep_report outputs/quickstart/sweep-1a2b3c4d --rows guidance.weight
+
+A sweep is the id of its MLflow run, or its folder. In a script: `load_sweep`, `heat_table`,
+`promptdiffuser.reporting.importance.field_importance`, `promptdiffuser.statistics.pareto.on_front`.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import nan
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import tyro
+from mlflow.exceptions import MlflowException
+
+from promptdiffuser.errors import UserError
+from promptdiffuser.paths import local_path
+from promptdiffuser.reporting import page
+from promptdiffuser.reporting.importance import field_importance
+from promptdiffuser.reporting.sweep_figures import cost_front, heat_map, importance_bars, parallel_coordinates
+from promptdiffuser.reporting.tables import write_tables
+from promptdiffuser.statistics.intervals import Interval
+from promptdiffuser.statistics.pareto import on_front
+from promptdiffuser.tracking.store import connect, resolve_uri
+
+RESULTS, CONFIRMED = "results.parquet", "confirmed.json"
+_NO_FIELDS = ("trial", "state", "run")
+QUESTION = "Which configuration is best on the validation tasks, which fields matter, and what does it cost?"
+_MOST_LEVELS = 10
+"""A numeric field with more values than this is shown in bins."""
+_BINS = 6
+
+
+@dataclass(frozen=True)
+class SweepTrials:
+    """The trials of a sweep."""
+
+    name: str
+    trials: pd.DataFrame
+    """One row a trial: its name `trial`, the swept fields by their dotted names, `state` (finished, stopped, diverged),
+    `run` (id in MLflow), and measures such as validation/return and time/seconds; missing where a trial diverged."""
+    confirmed: dict[str, Any] = field(default_factory=dict)
+    """What the confirmed configuration got on the test tasks: trial, test/return and its interval; empty before."""
+    experiment_id: str = ""
+    """Of the sweep's MLflow run; empty if it was read from a folder."""
+
+    @property
+    def fields(self) -> list[str]:
+        """The swept fields, in the order of the space."""
+        return [name for name in self.trials.columns if "/" not in name and name not in _NO_FIELDS]
+
+    def best(self, objective: str) -> pd.Series:
+        """Return the trial with the highest objective among those trained to their end, the first of equals.
+
+        Raises:
+            UserError: None was.
+        """
+        finished = self.trials[(self.trials["state"] == "finished") & self.trials[objective].notna()]
+        if finished.empty:
+            raise UserError(f"no trial of {self.name} was trained to its end with a result; run more trials")
+        return finished.loc[finished[objective].idxmax()]
+
+
+def load_sweep(source: str, uri: str) -> SweepTrials:
+    """Load the trials of a sweep.
+
+    Args:
+        source: Folder of a sweep, or the id of its MLflow run.
+        uri: MLflow tracking URI.
+
+    Raises:
+        UserError: There is no such sweep, or it has no results yet.
+    """
+    if Path(source).is_dir():
+        return _read(Path(source), Path(source).name, "")
+    client = connect(uri)
+    try:
+        run = client.get_run(source)
+    except MlflowException as error:
+        raise UserError(f"{source} is no folder, and no run in {uri}; `make ui` shows the ids of runs") from error
+    with tempfile.TemporaryDirectory() as downloads:
+        for name in {artifact.path for artifact in client.list_artifacts(source)} & {RESULTS, CONFIRMED}:
+            client.download_artifacts(source, name, downloads)
+        return _read(Path(downloads), str(run.info.run_name), run.info.experiment_id)
+
+
+def _read(folder: Path, name: str, experiment_id: str) -> SweepTrials:
+    if not (folder / RESULTS).is_file():
+        raise UserError(f"{name} has no {RESULTS}; name the folder or the MLflow run of a sweep that has ended")
+    confirmed = json.loads((folder / CONFIRMED).read_text()) if (folder / CONFIRMED).is_file() else {}
+    trials = pd.read_parquet(folder / RESULTS)
+    bounds = [column for column in trials if str(column).endswith(("_low", "_high"))]  # objects where none is known
+    confirmed = {key: nan if value is None else value for key, value in confirmed.items()}
+    return _checked(SweepTrials(name, trials.astype(dict.fromkeys(bounds, "float64")), confirmed, experiment_id))
+
+
+def _checked(sweep: SweepTrials) -> SweepTrials:
+    lacking = [name for name in ("trial", "state") if name not in sweep.trials]
+    if lacking or not sweep.fields:
+        raise UserError(f"{RESULTS} of {sweep.name} has no column {lacking or 'of a swept field'}; run the sweep again")
+    return sweep
+
+
+def heat_table(sweep: SweepTrials, rows: str, columns: str, objective: str) -> pd.DataFrame:
+    """Return the mean objective of the trials by two fields; a numeric field of many values is binned by quantiles."""
+    keys = [_levels(sweep.trials[name]).rename(name) for name in (rows, columns)]
+    return sweep.trials[objective].groupby(keys, observed=True).mean().unstack(columns)
+
+
+def _levels(values: pd.Series) -> pd.Series:
+    if pd.api.types.is_numeric_dtype(values) and values.nunique() > _MOST_LEVELS:
+        return pd.qcut(values, _BINS, duplicates="drop", precision=2)
+    return values
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Report of a sweep from MLflow (`MLFLOW_TRACKING_URI`, else ./mlflow.db) or from its folder."""
+
+    sweep: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SWEEP")]
+    """MLflow run id or folder of a sweep."""
+    rows: str = ""
+    """Field along the rows of the heat map; the most important two if none is named."""
+    columns: str = ""
+    """Field along its columns."""
+    objective: str = "validation/return"
+    """Measure to maximise."""
+    cost: str = "time/seconds"
+    """Measure of what a trial costs."""
+    output: Path = Path("outputs/sweep-report")
+    """Folder for the page, CSV and Parquet."""
+
+
+def write_sweep_report(sweep: SweepTrials, uri: str, choice: Arguments) -> Path:
+    """Write index.html with every table as CSV and Parquet beside it, and return the page's path.
+
+    Raises:
+        UserError: A named field or measure is not there, or no trial has a result.
+    """
+    output, tables = local_path(choice.output), sweep_tables(sweep, choice)
+    text = render(sweep, tables, uri, choice)
+    write_tables({name: table for name, table in tables.items() if not isinstance(table, str)}, output)
+    path = output / "index.html"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def sweep_tables(sweep: SweepTrials, choice: Arguments) -> dict[str, pd.DataFrame | str]:
+    """Return trials (best first, with the column `front`), importance (or why there is none), heat (of two fields)."""
+    measures = [name for name in sweep.trials.columns if "/" in name]
+    known = {"rows": sweep.fields, "columns": sweep.fields, "objective": measures, "cost": measures}
+    for option, names in known.items():
+        if (name := getattr(choice, option)) and name not in names:
+            raise UserError(f"--{option} {name}: the sweep has {', '.join(names)}")
+    sweep.best(choice.objective)
+    front = on_front(sweep.trials, choice.cost, choice.objective)
+    tables: dict[str, pd.DataFrame | str] = {
+        "trials": sweep.trials.assign(front=front).sort_values(choice.objective, ascending=False, ignore_index=True)
+    }
+    order = list(sweep.fields)
+    try:
+        importance = field_importance(sweep.trials, sweep.fields, choice.objective)
+        tables["importance"] = importance
+        # The two that matter most, in the order of the space.
+        order.sort(key=lambda name: name not in importance.index[:2])
+    except UserError as error:
+        tables["importance"] = f"Not computed: {error}."
+    rows = choice.rows or next(name for name in order if name != choice.columns)
+    columns = choice.columns or next((name for name in order if name != rows), "")
+    if columns:
+        tables["heat"] = heat_table(sweep, rows, columns, choice.objective)
+    return tables
+
+
+def render(sweep: SweepTrials, tables: dict[str, pd.DataFrame | str], uri: str, choice: Arguments) -> str:
+    """Return the page as HTML text, with what `sweep_tables` computed."""
+    trials, objective, cost = tables["trials"], choice.objective, choice.cost
+    assert isinstance(trials, pd.DataFrame)
+    sections = [page.section("conclusions", "What the numbers allow", page.listing(conclusions(sweep, objective)))]
+    if isinstance(heat := tables.get("heat"), pd.DataFrame):
+        figure = heat_map(heat, objective)
+        title = f"{heat.index.name} × {heat.columns.name}"
+        alt = f"Heat map: mean {objective} of the trials by {heat.index.name} (rows) and {heat.columns.name} (columns)"
+        note = "Mean over the trials of a cell, at the last score of each; a trial stopped early was trained for less."
+        sections.append(page.section("heat", title, page.image(figure, alt) + _heat_html(heat), note))
+    sections += [
+        page.section("importance", "Which fields matter", *_importance_html(tables["importance"])),
+        page.section(
+            "parallel",
+            "Every trial",
+            page.image(
+                parallel_coordinates(trials, sweep.fields, objective),
+                f"Parallel coordinates: a line for each trial through its fields to {objective}",
+            ),
+            "Solid lines were trained to their end, dashed ones stopped early.",
+        ),
+        page.section(
+            "front",
+            "Return for cost",
+            page.image(
+                cost_front(trials, cost, objective),
+                f"Points: {objective} of each trial by {cost}; a line joins those that no cheaper trial beats",
+            ),
+        ),
+        page.section("trials", "Trials, best first", _trials_html(sweep, trials, uri)),
+    ]
+    return page.whole(f"Sweep {sweep.name}: {len(trials)} trials", QUESTION, sections)
+
+
+def conclusions(sweep: SweepTrials, objective: str) -> list[str]:
+    """Return sentences computed from the numbers: what they show, and where they stop."""
+    trials, best = sweep.trials, sweep.best(objective)
+    counts = trials["state"].value_counts()
+    point = ", ".join(f"{name} {best[name]}" for name in sweep.fields)
+    sentences = [
+        f"{len(trials)} trials: " + ", ".join(f"{number} {state}" for state, number in counts.items()) + ".",
+        f"{best['trial']} is best: {objective} {page.number(best[objective])}{_bounds(best, objective)} with {point}.",
+    ]
+    low, high = f"{objective}_low", f"{objective}_high"
+    if low in trials:
+        others = trials[(trials["state"] == "finished") & (trials["trial"] != best["trial"])]
+        close = others[~(others[high] < best[low])]
+        sentences.append(
+            f"Which trial is best is not settled: the 95\u00a0% intervals of {len(close)} of the {len(others)} other "
+            f"finished trials reach its own or are unknown{_highest(close[high])}."
+            if len(close)
+            else f"Its 95\u00a0% interval lies above those of all {len(others)} other finished trials."
+        )
+    sentences.append(
+        f"It is the highest of {len(trials)} on validation tasks, so luck helped to choose it: expect less on test "
+        "tasks."
+    )
+    if sweep.confirmed:
+        sentences.append(
+            f"{sweep.confirmed['trial']} was confirmed once on the test tasks, with fresh seeds: test/return "
+            f"{page.number(sweep.confirmed['test/return'])}{_bounds(sweep.confirmed, 'test/return')}, normalised "
+            f"{page.number(sweep.confirmed['test/normalised'], 3)}."
+        )
+    return sentences
+
+
+def _highest(bounds: "pd.Series[float]") -> str:
+    return f"; the highest reaches {page.number(bounds.max())}" if bounds.notna().any() else ""
+
+
+def _bounds(trial: Mapping[str, Any] | pd.Series, objective: str) -> str:
+    if f"{objective}_low" not in trial:
+        return ""
+    return f" {page.bounds(Interval(trial[objective], trial[f'{objective}_low'], trial[f'{objective}_high']))}"
+
+
+def _heat_html(heat: pd.DataFrame) -> str:
+    rows = [page.row(page.text(name), map(page.cell, values)) for name, values in heat.T.items()]
+    return page.table("Heat map", (f"{heat.index.name} by {heat.columns.name}", *map(str, heat.columns)), rows)
+
+
+def _importance_html(importance: pd.DataFrame | str) -> tuple[str, str]:
+    if isinstance(importance, str):
+        return page.caption(importance), ""
+    rows = [
+        page.row(page.text(row.Index), (page.percent(row.alone), page.percent(row.total)))
+        for row in importance.itertuples()
+    ]
+    note = (
+        "Shares of the variance of what a random forest predicts (Sobol's first-order and total indices). It "
+        f"explains {page.percent(importance.attrs['explained'], 0)} of the variance of trials it has not seen; near "
+        "0\u00a0% these shares mean nothing. Trials stopped early count with their last score."
+    )
+    alt = "Bars: share of variance of each field, alone and with interactions"
+    figure = page.image(importance_bars(importance), alt)
+    return figure + page.table("Importance", ("Field", "Alone", "With interactions"), rows), note
+
+
+def _trials_html(sweep: SweepTrials, trials: pd.DataFrame, uri: str) -> str:
+    shown = [*sweep.fields, *(name for name in trials.columns if "/" in name and "task-" not in name), "state"]
+    rows = []
+    for trial in trials.to_dict("records"):
+        heading = page.text(trial["trial"])
+        if sweep.experiment_id and trial.get("run"):
+            heading = page.link(page.run_address(uri, sweep.experiment_id, trial["run"]), trial["trial"])
+        rows.append(page.row(heading, (page.cell(trial[name]) for name in shown)))
+    return page.table("Trials", ("Trial", *shown), rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    choice = tyro.cli(Arguments, args=arguments, description=__doc__)
+    try:
+        uri = resolve_uri()
+        sweep = load_sweep(choice.sweep, uri)
+        path = write_sweep_report(sweep, uri, choice)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join([*conclusions(sweep, choice.objective), f"wrote {path}"]))
+    return 0

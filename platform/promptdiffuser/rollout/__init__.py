@@ -1,0 +1,1 @@
+"""Episodes: lockstep stepping, policies, blocks, results and rendering."""

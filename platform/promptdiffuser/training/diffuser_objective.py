@@ -1,0 +1,220 @@
+"""Training of the Prompt Diffuser: denoising loss, downstream loss through the frozen backbone, gradient projection.
+
+Two stages share this learning task and differ only in the data they are given: multi-task training on the training
+tasks, then a few updates on the few-shot episodes of one target task (paper, Algorithm 1).
+
+Axes: B rows, X features of a flattened prompt, K levels that generation visits, F features of a transition,
+U task ids, G numbers of a goal.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from promptdiffuser.data.plans import Address, Planner
+from promptdiffuser.data.windows import PromptPool, Segments, WindowSource
+from promptdiffuser.diffusion.process import Diffusion, Steer
+from promptdiffuser.diffusion.prompt_space import PromptSpace
+from promptdiffuser.models.backbone import PromptDT
+from promptdiffuser.models.denoiser import Denoiser
+from promptdiffuser.rng import normal_rows, torch_generator
+from promptdiffuser.training.backbone_objective import squared_action_errors
+from promptdiffuser.training.engine import FlatParameters, Joined, Share
+from promptdiffuser.training.gradients import accumulate
+from promptdiffuser.training.guidance import GuidanceConfig
+from promptdiffuser.training.projection import build_projection, weigh
+
+
+class Diffuser:
+    """A denoiser with its diffusion process and prompt space: everything that turns noise into prompts."""
+
+    def __init__(
+        self, denoiser: Denoiser, diffusion: Diffusion, space: PromptSpace, goals_UG: Tensor | None = None
+    ) -> None:
+        """Join the parts; `goals_UG` holds the goal of every task where the denoiser sees them."""
+        self.denoiser, self.diffusion, self.space, self.goals_UG = denoiser, diffusion, space, goals_UG
+
+    def seen(self, pool: PromptPool) -> PromptPool:
+        """Return a pool whose contexts are what the denoiser sees of a task."""
+        return pool if self.goals_UG is None else pool.with_goals(self.goals_UG)
+
+    def draw_noise(self, num_prompts: int, *address: int | str) -> Tensor:
+        """Return the noise (K, B, X) of reverse chains at an address; a prompt's does not depend on their number."""
+        return normal_rows(num_prompts, (len(self.diffusion.steps), len(self.space.low)), *address).transpose(0, 1)
+
+    def draw_batch_noise(self, batch_size: int, *address: int | str) -> Tensor:
+        """Return the noise (K, B, X) of the reverse chains of one batch, drawn as a whole."""
+        shape = (len(self.diffusion.steps), batch_size, len(self.space.low))
+        return torch.randn(shape, generator=torch_generator(*address))
+
+    def generate(
+        self,
+        conditions: Segments,
+        transitions_BMF: Tensor,
+        noise_KBX: Tensor,
+        num_tracked: int = 0,
+        steer: Steer | None = None,
+    ) -> Segments:
+        """Generate a prompt for each condition and task context by the full reverse chain.
+
+        It is differentiable, through the predictions at its last `num_tracked` levels alone unless that is 0. What
+        guides at sampling time moves the predicted x0 by `steer`.
+        """
+        condition_BC = self.denoiser.condition(self.space.condition(conditions), transitions_BMF)
+        first_tracked = self.diffusion.steps[-num_tracked]
+
+        def predict(x_BX: Tensor, step_B: Tensor) -> Tensor:
+            # What is cut off is computed without a graph, so that it costs no memory.
+            tracked = not num_tracked or int(step_B[0]) <= first_tracked
+            with torch.set_grad_enabled(tracked and torch.is_grad_enabled()):
+                return self.denoiser.guided(x_BX, step_B, condition_BC)
+
+        return self.space.decode(self.diffusion.sample(predict, noise_KBX, steer), conditions)
+
+    @torch.no_grad()
+    def prompts_for(self, few_shot: PromptPool, num_prompts: int, *address: int | str) -> Segments:
+        """Generate prompts of the task of a few-shot set, which is their context; y comes from its episodes in turn."""
+        noise_KBX = self.draw_noise(num_prompts, *address).to(few_shot.transitions.device)
+        return self.generate(*self.conditions_in_turn(few_shot, num_prompts), noise_KBX)
+
+    def conditions_in_turn(self, few_shot: PromptPool, num_prompts: int) -> tuple[Segments, Tensor]:
+        """Return y (B, K*) of the few-shot episodes in turn, and for each all of their transitions (B, M, F)."""
+        seen = self.seen(few_shot)
+        return seen.in_turn(num_prompts), seen.whole_context(num_prompts)
+
+    def reconstruct(self, prompts: Segments, transitions_BMF: Tensor, step_B: Tensor, noise_BX: Tensor) -> Segments:
+        """Return what a single prediction of x0 makes of noised prompts, at a noise level of each; differentiable."""
+        condition_BC = self.denoiser.condition(self.space.condition(prompts), transitions_BMF)
+        x_BX = self.diffusion.noised(self.space.encode(prompts), step_B, noise_BX)
+        predicted_BX = self.denoiser.guided(x_BX, step_B, condition_BC)
+        return self.space.decode(self.diffusion.predict_x0(x_BX, step_B[:, None], predicted_BX), prompts)
+
+    def denoising_loss(
+        self, prompts: Segments, transitions_BMF: Tensor, step_B: Tensor, noise_BX: Tensor, shown_B: Tensor
+    ) -> Tensor:
+        """Return L_DM of each row (B,): mean squared error of what is predicted, such as the noise, over features.
+
+        Rows where `shown_B` is False are predicted without their condition.
+        """
+        condition_BC = self.denoiser.condition(self.space.condition(prompts), transitions_BMF)
+        condition_BC = self.denoiser.hidden_but(shown_B, condition_BC)
+        x0_BX = self.space.encode(prompts)
+        predicted_BX = self.denoiser(self.diffusion.noised(x0_BX, step_B, noise_BX), step_B, condition_BC)
+        predicted_BX = predicted_BX.to(x0_BX.dtype)
+        target_BX = self.diffusion.target(x0_BX, step_B, noise_BX)
+        return F.mse_loss(predicted_BX, target_BX, reduction="none").mean(dim=1)
+
+
+class DiffuserLearning:
+    """The engine's learning task for a Prompt Diffuser."""
+
+    def __init__(
+        self,
+        diffuser: Diffuser,
+        backbone: PromptDT,
+        windows: WindowSource,
+        pool: PromptPool,
+        guidance: GuidanceConfig,
+        planner: Planner,
+        batch_size: int,
+        guidance_start: int,
+        num_updates: int,
+        address: Address,
+    ) -> None:
+        """Train the denoiser; `backbone` is frozen, guidance acts from update `guidance_start` of `num_updates` on.
+
+        `planner` draws what the downstream loss sees, `batch_size` is the number of prompts in the denoising loss.
+        """
+        self.model = diffuser.denoiser
+        self.diffuser, self.backbone, self.windows, self.pool = diffuser, backbone, windows, diffuser.seen(pool)
+        self.guidance, self.guidance_start, self.num_updates = guidance, guidance_start, num_updates
+        self.address = address
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.projection = build_projection(guidance.projection, parameters, guidance.energy, guidance.memory_decay)
+        self.memory = self.projection.memory
+        self.downstream_planner = planner
+        # The denoising loss sees prompts alone, of which every worker has all.
+        self.denoising_planner = Planner(planner.index, batch_size, 1, (*address, "dm"), planner.num_context)
+
+    def share(self, parameters: FlatParameters, step: int) -> Share:
+        """Return this worker's share of L_DM and, where guidance acts, of L_DT, with a gradient each."""
+        loss_dm, gradient_dm = self._denoising_share(parameters, step)
+        if not self.guidance.acts or step < self.guidance_start:
+            return Share(gradient_dm[None], {"loss_dm": loss_dm})
+        loss_dt, gradient_dt = self._downstream_share(parameters, step)
+        return Share(torch.stack([gradient_dm, gradient_dt]), {"loss_dm": loss_dm, "loss_dt": loss_dt})
+
+    def join(self, gradients_GP: Tensor, step: int) -> Joined:
+        """Join the two gradients as configured; before guidance acts there is but one."""
+        if len(gradients_GP) == 1:
+            return Joined(gradients_GP[0])
+        gradient_dm, gradient_dt = gradients_GP
+        config, num_guided = self.guidance, step - self.guidance_start + 1
+        weight = config.weight_at(num_guided / (self.num_updates - self.guidance_start))
+        projects_update = config.project == "update"
+        kept = gradient_dt if projects_update else self.projection(gradient_dm, gradient_dt)
+        guidance, metrics = weigh(gradient_dm, gradient_dt, kept, weight, config.match_norms)
+        metrics["guidance_weight"] = weight
+        if config.losses == "alternating" and num_guided % 2:
+            return Joined(gradient_dm, metrics)
+        unguided = gradient_dm if config.losses == "joint" else torch.zeros_like(gradient_dm)
+        project = partial(self._project_update, gradient_dm) if projects_update else None
+        return Joined(unguided + guidance, metrics, unguided, project)
+
+    def _project_update(self, gradient_dm: Tensor, share_P: Tensor) -> Tensor:
+        # An update descends, so it has the sign of a gradient turned round; a rule that asks for conflict cares.
+        return -self.projection(gradient_dm, -share_P)
+
+    def _denoising_share(self, parameters: FlatParameters, step: int) -> tuple[Tensor, Tensor]:
+        plan, size = self.denoising_planner.at(step), self.denoising_planner.batch_size
+        generator = torch_generator(*self.address, "dm-noise", step)
+        # Drawn for the global batch, so that a row's noise does not depend on which worker holds it.
+        step_B = torch.randint(self.diffuser.diffusion.num_steps, (size,), generator=generator)
+        noise_BX = torch.randn(size, len(self.diffuser.space.low), generator=generator)
+        uniform_B = torch.rand(size, generator=torch_generator(*self.address, "dm-dropout", step))
+        shown_B = uniform_B >= self.diffuser.denoiser.config.condition_dropout
+        rows, device = self.windows.held(plan), self.windows.device
+
+        def loss_of(part: slice) -> Tensor:
+            held = plan.select(rows[part])
+            losses_B = self.diffuser.denoising_loss(
+                self.pool.prompts_at(held.prompt_episodes),
+                self.pool.contexts_at(held.context_episodes),
+                step_B[rows[part]].to(device),
+                noise_BX[rows[part]].to(device),
+                shown_B[rows[part]].to(device),
+            )
+            return losses_B.sum() / size
+
+        return self._accumulated(parameters, loss_of, len(rows))
+
+    def _downstream_share(self, parameters: FlatParameters, step: int) -> tuple[Tensor, Tensor]:
+        plan = self.downstream_planner.at(step)
+        count = plan.steps(self.pool.index) * self.windows.action_dim
+        rows, history = self.windows.windows(step, plan)
+        config, device = self.guidance, self.windows.device
+        noise_KBX = self.diffuser.draw_batch_noise(config.batch_size, *self.address, "dt-noise", step)
+        generator = torch_generator(*self.address, "dt-level", step)
+        step_B = torch.randint(self.diffuser.diffusion.num_steps, (config.batch_size,), generator=generator)
+
+        def loss_of(part: slice) -> Tensor:
+            held, noise = plan.select(rows[part]), noise_KBX[:, rows[part]].to(device)
+            real, contexts = self.pool.prompts_at(held.prompt_episodes), self.pool.contexts_at(held.context_episodes)
+            if config.path == "one-step":
+                prompts = self.diffuser.reconstruct(real, contexts, step_B[rows[part]].to(device), noise[-1])
+            else:
+                prompts = self.diffuser.generate(real, contexts, noise, config.path_steps)
+            errors = squared_action_errors(self.backbone, history.select(part).trimmed(), prompts)
+            return errors.sum() / count
+
+        return self._accumulated(parameters, loss_of, len(rows))
+
+    def _accumulated(
+        self, parameters: FlatParameters, loss_of: Callable[[slice], Tensor], num_rows: int
+    ) -> tuple[Tensor, Tensor]:
+        return accumulate(
+            parameters, loss_of, num_rows, self.guidance.accumulation, self.guidance.precision, self.windows.device
+        )

@@ -1,0 +1,85 @@
+"""What the denoiser may be told of a task: y, few-shot transitions, or the goal as an upper bound."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from promptdiffuser.data.episodes import Episodes
+from promptdiffuser.tasks import FAMILIES, get_family
+from promptdiffuser.training.diffuser_objective import DiffuserLearning
+from promptdiffuser.training.model_folders import goals_of, load_diffuser
+from promptdiffuser.training.trainings import DiffuserTraining, make_resident
+from tests.training.workers import shares_of_one_and_of_two_workers
+
+CPU = torch.device("cpu")
+FAMILY = get_family("cheetah-vel")
+
+
+def seeing(training: DiffuserTraining, with_context: bool = True, **options: object) -> DiffuserTraining:
+    return replace(training, denoiser=replace(training.denoiser, **options), with_context=with_context)
+
+
+def learning(training: DiffuserTraining, episodes: Episodes) -> DiffuserLearning:
+    return training.learning_task(*make_resident(training, episodes, CPU), CPU)
+
+
+def test_goals_stand_in_for_transitions(diffuser_training: DiffuserTraining, episodes: Episodes) -> None:
+    """cheetah-vel's goal is one number, the speed, here standardised over the training tasks."""
+    task = learning(seeing(diffuser_training, context="goal"), episodes)
+    goals = np.array([FAMILY.goal(t)[0] for t in FAMILY.train_tasks])
+    expected = (np.array([FAMILY.goal(t)[0] for t in episodes.tasks]) - goals.mean()) / goals.std()
+    assert task.pool.transitions.shape == (12, 1, 1)
+    np.testing.assert_allclose(task.pool.transitions[:, 0, 0], expected, rtol=1e-5)
+
+
+def test_prompts_depend_on_the_goal_alone_where_y_is_left_out(
+    diffuser_training: DiffuserTraining, episodes: Episodes
+) -> None:
+    task = learning(seeing(diffuser_training, context="goal", sees_returns_and_times=False), episodes)
+    noise_KBX = task.diffuser.draw_noise(1, 0).expand(-1, 12, -1)
+    states = task.diffuser.generate(task.pool.prompts, task.pool.transitions, noise_KBX).states
+    same_task = torch.from_numpy(episodes.tasks[:, None] == episodes.tasks)
+    equal = (states[:, None] - states[None]).abs().amax((2, 3)) < 1e-5
+    assert torch.equal(equal, same_task)
+
+
+def test_without_y_and_context_only_the_noise_tells_prompts_apart(
+    diffuser_training: DiffuserTraining, episodes: Episodes
+) -> None:
+    task = learning(seeing(diffuser_training, with_context=False, sees_returns_and_times=False), episodes)
+    noise_KBX = task.diffuser.draw_noise(1, 0).expand(-1, 12, -1)
+    prompts = task.diffuser.generate(task.pool.prompts, task.pool.transitions, noise_KBX)
+    torch.testing.assert_close(prompts.states, prompts.states[:1].expand_as(prompts.states))
+    assert torch.equal(prompts.returns_to_go, task.pool.prompts.returns_to_go)
+
+
+def test_a_variant_without_context_sees_no_goal(diffuser_training: DiffuserTraining, episodes: Episodes) -> None:
+    task = learning(seeing(diffuser_training, with_context=False, context="goal"), episodes)
+    assert task.diffuser.goals_UG is None
+    assert task.model.encode_context is None
+
+
+def test_two_workers_and_a_saved_folder_know_the_goals(
+    diffuser_training: DiffuserTraining, episodes: Episodes, tmp_path: Path
+) -> None:
+    training = seeing(diffuser_training, context="goal")
+    one, first, second = shares_of_one_and_of_two_workers(training, episodes)
+    torch.testing.assert_close(first.gradients_GP + second.gradients_GP, one.gradients_GP)
+    task = learning(training, episodes)
+    training.save(tmp_path / "model", task, dict(task.model.state_dict()))
+    loaded = load_diffuser(tmp_path / "model", FAMILY, CPU)
+    pool = make_resident(training, episodes, CPU)[1]
+    assert torch.equal(loaded.seen(pool).transitions, task.pool.transitions)
+    assert loaded.seen(pool).index is pool.index
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_tells_finite_goals_of_all_its_tasks(name: str) -> None:
+    family = get_family(name)
+    goals_UG = goals_of(family)
+    assert goals_UG[list(family.tasks)].isfinite().all()
+    training = goals_UG[list(family.train_tasks)]
+    torch.testing.assert_close(training.mean(0), torch.zeros(training.shape[1]), atol=1e-4, rtol=0)
