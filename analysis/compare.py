@@ -2,7 +2,7 @@
 
 import sys
 
-from promptdiffuser.reporting.compare import main
+from promptdiffuser.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(["compare", *sys.argv[1:]])

@@ -2,7 +2,7 @@
 
 import sys
 
-from promptdiffuser.reporting.report import main
+from promptdiffuser.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(["report", *sys.argv[1:]])

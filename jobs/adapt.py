@@ -1,6 +1,8 @@
 """Adapt the frozen backbone to every unseen test task by every method of an experiment, as Ray tasks."""
 
-from promptdiffuser.pipeline.stages.adapt import command
+import sys
+
+from promptdiffuser.cli.main import main
 
 if __name__ == "__main__":
-    command()
+    main(["stage", "adapt", *sys.argv[1:]])

@@ -1,6 +1,8 @@
 """Compare methods on equal terms: methods x families x seeds x sizes of the few-shot set, in one table a family."""
 
-from promptdiffuser.pipeline.benchmark import command
+import sys
+
+from promptdiffuser.cli.main import main
 
 if __name__ == "__main__":
-    command()
+    main(["benchmark", *sys.argv[1:]])

@@ -1,6 +1,8 @@
 """Collect the offline dataset of an experiment: rollout actors run the family's experts on every task."""
 
-from promptdiffuser.pipeline.stages.collect import command
+import sys
+
+from promptdiffuser.cli.main import main
 
 if __name__ == "__main__":
-    command()
+    main(["stage", "collect", *sys.argv[1:]])

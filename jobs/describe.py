@@ -1,6 +1,8 @@
 """Say what a dataset holds: tasks, episodes, returns, and how it was made."""
 
-from promptdiffuser.cli.describe import command
+import sys
+
+from promptdiffuser.cli.main import main
 
 if __name__ == "__main__":
-    command()
+    main(["data", "describe", *sys.argv[1:]])

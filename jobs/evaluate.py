@@ -1,6 +1,8 @@
 """Evaluate every method of an experiment on the unseen test tasks, on a pool of rollout actors."""
 
-from promptdiffuser.pipeline.stages.evaluate import command
+import sys
+
+from promptdiffuser.cli.main import main
 
 if __name__ == "__main__":
-    command()
+    main(["stage", "evaluate", *sys.argv[1:]])

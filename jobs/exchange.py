@@ -1,6 +1,8 @@
 """Exchange datasets with other formats: MACAW's buffers in, Minari datasets in and out."""
 
-from promptdiffuser.cli.exchange import command
+import sys
+
+from promptdiffuser.cli.main import main
 
 if __name__ == "__main__":
-    command()
+    main(["data", "exchange", *sys.argv[1:]])

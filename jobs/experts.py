@@ -1,6 +1,8 @@
 """Make the experts of task families and measure the reference returns of every task."""
 
-from promptdiffuser.pipeline.experts import command
+import sys
+
+from promptdiffuser.cli.main import main
 
 if __name__ == "__main__":
-    command()
+    main(["experts", *sys.argv[1:]])

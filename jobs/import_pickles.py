@@ -1,6 +1,8 @@
 """Import the pickles that Prompt-DT and its followers publish as a dataset."""
 
-from promptdiffuser.cli.import_pickles import command
+import sys
+
+from promptdiffuser.cli.main import main
 
 if __name__ == "__main__":
-    command()
+    main(["data", "import-pickles", *sys.argv[1:]])

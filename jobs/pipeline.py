@@ -1,6 +1,8 @@
 """Run an experiment from its first stage to its report; finished stages are recognised, interrupted ones continue."""
 
-from promptdiffuser.pipeline.run import command
+import sys
+
+from promptdiffuser.cli.main import main
 
 if __name__ == "__main__":
-    command()
+    main(["run", *sys.argv[1:]])

@@ -1,6 +1,8 @@
 """Pre-train the Prompt-DT backbone on the training tasks: Ray Data reads and shards, Ray Train trains."""
 
-from promptdiffuser.pipeline.stages.pretrain import command
+import sys
+
+from promptdiffuser.cli.main import main
 
 if __name__ == "__main__":
-    command()
+    main(["stage", "pretrain", *sys.argv[1:]])

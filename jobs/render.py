@@ -1,6 +1,8 @@
 """Film one episode of a demonstrator as MP4 or GIF."""
 
-from promptdiffuser.cli.render import command
+import sys
+
+from promptdiffuser.cli.main import main
 
 if __name__ == "__main__":
-    command()
+    main(["data", "render", *sys.argv[1:]])

@@ -1,6 +1,8 @@
 """Compare samplers on one and the same diffusers by the downstream loss behind the prompts that they generate."""
 
-from promptdiffuser.pipeline.sampler_table import command
+import sys
+
+from promptdiffuser.cli.main import main
 
 if __name__ == "__main__":
-    command()
+    main(["sampler-table", *sys.argv[1:]])

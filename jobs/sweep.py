@@ -1,6 +1,8 @@
 """Search around an experiment with Ray Tune, scored on validation tasks; the best is confirmed once on test tasks."""
 
-from promptdiffuser.pipeline.sweep import command
+import sys
+
+from promptdiffuser.cli.main import main
 
 if __name__ == "__main__":
-    command()
+    main(["sweep", *sys.argv[1:]])

@@ -1,6 +1,8 @@
 """Deliver what experiments have logged while MLflow was away."""
 
-from promptdiffuser.cli.sync import command
+import sys
+
+from promptdiffuser.cli.main import main
 
 if __name__ == "__main__":
-    command()
+    main(["sync", *sys.argv[1:]])

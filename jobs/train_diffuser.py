@@ -1,6 +1,8 @@
 """Train the diffusers of an experiment on the training tasks, with Ray Train."""
 
-from promptdiffuser.pipeline.stages.train_diffuser import command
+import sys
+
+from promptdiffuser.cli.main import main
 
 if __name__ == "__main__":
-    command()
+    main(["stage", "train-diffuser", *sys.argv[1:]])

@@ -57,7 +57,6 @@ def parse(run: Runner, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         return parse_only
 
     monkeypatch.setattr(tyro, "cli", stop(tyro.cli))
-    monkeypatch.setattr(tyro.extras, "overridable_config_cli", stop(tyro.extras.overridable_config_cli))
 
     def parse(command: str) -> Any:
         python, script, *arguments = shlex.split(command)

@@ -37,7 +37,7 @@ import os, sys
 import psutil, ray
 from promptdiffuser.distributed import cluster
 from promptdiffuser.experiment import ClusterConfig
-from promptdiffuser.pipeline.session import exit_status
+from promptdiffuser.cli.running import exit_status
 
 failures, start, left = int(sys.argv[1]), ray.init, []
 

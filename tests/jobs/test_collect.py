@@ -10,7 +10,8 @@ import pytest
 
 from promptdiffuser.data import open_dataset
 from promptdiffuser.experiment import Experiment
-from promptdiffuser.pipeline.session import JobOptions, Workspace
+from promptdiffuser.pipeline.options import JobOptions
+from promptdiffuser.pipeline.session import Workspace
 from promptdiffuser.pipeline.stages import collect
 from tests import tiny
 

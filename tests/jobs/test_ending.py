@@ -32,7 +32,7 @@ def test_sigterm_ends_a_job_as_ctrl_c_does_and_loses_nothing(tmp_path: Path) -> 
 
 WHERE_PYTHON_DROPS_EXCEPTIONS = """
 import signal, time, weakref
-from promptdiffuser.pipeline.session import exit_status
+from promptdiffuser.cli.running import exit_status
 
 class Thing: pass
 

@@ -57,7 +57,8 @@ class Works:
 
     def run(self, *rerun: str, settings: dict[str, Any] | None = None) -> Path:
         """Run the stage as a new command does."""
-        from promptdiffuser.pipeline.session import JobOptions, Workspace
+        from promptdiffuser.pipeline.options import JobOptions
+        from promptdiffuser.pipeline.session import Workspace
         from promptdiffuser.recipes import RECIPES
 
         experiment = RECIPES["quickstart"]()
@@ -112,7 +113,8 @@ def test_a_damaged_stage_is_made_again(
 
 
 def test_who_reads_a_damaged_stage_is_told_what_repairs_it(works: Works) -> None:
-    from promptdiffuser.pipeline.session import JobOptions, Workspace
+    from promptdiffuser.pipeline.options import JobOptions
+    from promptdiffuser.pipeline.session import Workspace
     from promptdiffuser.recipes import RECIPES
 
     flip_a_byte(works.run() / WEIGHTS)
@@ -194,7 +196,8 @@ def test_auto_is_what_the_hardware_makes_of_it() -> None:
 
 
 def test_stages_on_other_hardware_are_other_stages(small_dataset: Any, works: Works) -> None:
-    from promptdiffuser.pipeline.session import JobOptions, Workspace
+    from promptdiffuser.pipeline.options import JobOptions
+    from promptdiffuser.pipeline.session import Workspace
     from promptdiffuser.pipeline.stages import pretrain
     from promptdiffuser.recipes import RECIPES
 
@@ -218,7 +221,8 @@ TWO_AT_ONCE = """
 import sys, time
 from pathlib import Path
 from promptdiffuser.recipes import RECIPES
-from promptdiffuser.pipeline.session import JobOptions, Stage, Workspace
+from promptdiffuser.pipeline.options import JobOptions
+from promptdiffuser.pipeline.session import Stage, Workspace
 
 outputs = Path(sys.argv[1])
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from promptdiffuser.cli.main import main
 from promptdiffuser.errors import UserError
-from promptdiffuser.reporting.compare import compare, main, write_comparison
+from promptdiffuser.reporting.compare import compare
+from promptdiffuser.reporting.compare_page import write_comparison
 from promptdiffuser.reporting.mlflow_reader import load_experiment, scored_episodes
 from promptdiffuser.statistics.paired import paired_difference
 from promptdiffuser.tracking.store import Tracker
@@ -165,9 +167,10 @@ def test_command_line_writes_page_and_tables(
     """Text on the terminal, index.html with links to the runs, every table in two formats that read back equal."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", runs.uri)
     ids = [runs.weak[0]["all"], runs.strong[0]["all"]]
-    assert main([ids[0], "--output", str(tmp_path / "none")]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", ids[0], "--output", str(tmp_path / "none")])
     assert capsys.readouterr().err.startswith("error: a comparison needs two configurations")
-    assert main([*ids, "--output", str(tmp_path)]) == 0
+    main(["compare", *ids, "--output", str(tmp_path)])
     assert "prompt-diffuser: B minus A is +2.50" in capsys.readouterr().out
     text = (tmp_path / "index.html").read_text()
     assert all(f"/runs/{run}" in text for run in ids)

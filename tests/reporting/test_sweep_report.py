@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from promptdiffuser.cli.main import main
 from promptdiffuser.errors import UserError
 from promptdiffuser.reporting.importance import field_importance
 from promptdiffuser.reporting.sweep_report import (
@@ -16,7 +17,6 @@ from promptdiffuser.reporting.sweep_report import (
     conclusions,
     heat_table,
     load_sweep,
-    main,
     write_sweep_report,
 )
 from promptdiffuser.statistics.pareto import on_front
@@ -176,6 +176,7 @@ def test_command_line_refuses_by_name(
     """One line and status 2."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", sweep_run[0])
     given = [sweep_run[1] if option == "RUN" else option for option in options]
-    assert main([*given, "--output", str(tmp_path / "out")]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["sweep-report", *given, "--output", str(tmp_path / "out")])
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -26,7 +26,8 @@ import tyro
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
-from promptdiffuser.reporting.compare import compare, write_comparison
+from promptdiffuser.reporting.compare import compare
+from promptdiffuser.reporting.compare_page import write_comparison
 from promptdiffuser.tracking.store import connect, resolve_uri
 
 START_SECONDS = 120

@@ -19,7 +19,6 @@ from promptdiffuser.console import open_console, print_table
 from promptdiffuser.data.store import Dataset, open_dataset
 from promptdiffuser.errors import UserError
 from promptdiffuser.paths import local_path
-from promptdiffuser.pipeline.session import exit_status
 from promptdiffuser.reporting.datasets import Line, histograms, table
 
 
@@ -90,9 +89,3 @@ def main(job: Describe) -> None:
             path = job.histograms / f"returns-{line.quality}.png"
             histograms(dataset, line.quality).savefig(path, dpi=150)
             console.print(str(path), markup=False, highlight=False, soft_wrap=True)
-
-
-def command() -> None:
-    """Run the job with the arguments of the command line."""
-    with exit_status():
-        main(tyro.cli(Describe, description=__doc__))

@@ -8,7 +8,6 @@ Both formats need the extra `interchange` (h5py and Minari). Minari datasets lie
 ~/.minari/datasets. Published pickles have a job of their own, import_pickles.py.
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, get_args
@@ -20,10 +19,10 @@ from promptdiffuser.console import open_console
 from promptdiffuser.data.formats import macaw, minari_io
 from promptdiffuser.data.store import Dataset, DatasetWriter, open_dataset
 from promptdiffuser.errors import UserError
-from promptdiffuser.pipeline.session import exit_status
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.experts import Quality
 from promptdiffuser.tasks.family import TaskFamily
+from promptdiffuser.tracking.provenance import typed_command
 
 
 @dataclass(frozen=True)
@@ -156,16 +155,14 @@ Exchange = (
 
 def new_writer(location: str, family: TaskFamily) -> DatasetWriter:
     """Begin a dataset of imported episodes, or go on with one."""
-    return DatasetWriter(location, family, " ".join(["python", *sys.argv]))
+    return DatasetWriter(location, family, typed_command())
+
+
+def main(job: FromMacaw | FromMinari | ToMinari) -> None:
+    """Run the command."""
+    job.run(open_console(soft_wrap=True))
 
 
 def say_made(console: Console, dataset: Dataset) -> None:
     """Print what was made."""
     console.print(f"{dataset.location}: digest {dataset.manifest.digest}")
-
-
-def command() -> None:
-    """Run the job with the arguments of the command line."""
-    with exit_status():
-        job = tyro.cli(Exchange, description=__doc__)
-        job.run(open_console(soft_wrap=True))

@@ -7,7 +7,6 @@ pickle is a program: these are decoded as plain numeric arrays, and a file that 
 any of it runs. A job of its own, so that nothing else ever reads a pickle.
 """
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,9 @@ from promptdiffuser.console import open_console
 from promptdiffuser.data.formats.prompt_dt import file_task, read_prompt_dt_pickle
 from promptdiffuser.data.store import DatasetWriter
 from promptdiffuser.errors import UserError
-from promptdiffuser.pipeline.session import exit_status
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.experts import Quality
+from promptdiffuser.tracking.provenance import typed_command
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def main(job: ImportPickles) -> None:
     """Run the job."""
     family, console = get_family(job.family), open_console(soft_wrap=True)
     files = list(wanted_files(job))
-    writer = DatasetWriter(job.dataset, family, " ".join(["python", *sys.argv]))
+    writer = DatasetWriter(job.dataset, family, typed_command())
     for path, task, quality in files:
         episodes = read_prompt_dt_pickle(path, family, task)
         writer.add(quality, episodes)
@@ -72,9 +71,3 @@ def main(job: ImportPickles) -> None:
         )
     dataset = writer.commit()
     console.print(f"{dataset.location}: digest {dataset.manifest.digest}")
-
-
-def command() -> None:
-    """Run the job with the arguments of the command line."""
-    with exit_status():
-        main(tyro.cli(ImportPickles, description=__doc__))

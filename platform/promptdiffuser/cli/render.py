@@ -7,7 +7,6 @@ MLflow, as a run of its own in the experiment "render" or with an existing run (
 """
 
 import dataclasses
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil
@@ -114,8 +113,10 @@ def render(job: Render) -> dict[str, float]:
 
 def main(job: Render) -> None:
     """Run the job."""
+    choose_backend()
     from promptdiffuser.pipeline.session import fingerprint_of
     from promptdiffuser.tracking.names import COMMAND_TAG, FAMILY_TAG, SEED_TAG, STAGE_TAG, TASK_TAG
+    from promptdiffuser.tracking.provenance import typed_command
     from promptdiffuser.tracking.store import RunLog, Tracker, connect, prepare, resolve_uri
 
     # The store is looked at first: a film that cannot be logged should fail before it is made.
@@ -134,7 +135,7 @@ def main(job: Render) -> None:
             FAMILY_TAG: job.family,
             SEED_TAG: str(job.seed),
             TASK_TAG: str(job.task),
-            COMMAND_TAG: " ".join(["python", *sys.argv]),
+            COMMAND_TAG: typed_command(),
         }
         name = f"{job.family}-task-{job.task}-{job.quality}-seed-{job.seed}"
         run = tracker.run(name, fingerprint_of(["render", settings]), None, tags)
@@ -147,17 +148,3 @@ def main(job: Render) -> None:
         run.log_artifact(job.output, "renders")
     print(", ".join(f"{key} {value:.2f}" for key, value in result.items()))
     print(f"{job.output}  (MLflow run {run.run_id})")
-
-
-def command() -> None:
-    """Run the job with the arguments of the command line."""
-    try:
-        job = tyro.cli(Render, description=__doc__)
-        choose_backend()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    from promptdiffuser.pipeline.session import exit_status
-
-    with exit_status():
-        main(job)

@@ -10,11 +10,8 @@ before that. It may run beside them.
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from promptdiffuser.errors import UserError
 from promptdiffuser.paths import local_path
-from promptdiffuser.pipeline.session import exit_status
 from promptdiffuser.tracking.addresses import shown
 from promptdiffuser.tracking.delivery import deliver
 from promptdiffuser.tracking.journal import JOURNAL, REFUSED, pending
@@ -52,9 +49,3 @@ def main(job: Sync) -> None:
 
 def _aside(journal: Path) -> int:
     return len(list((journal / REFUSED).glob("*.json")))
-
-
-def command() -> None:
-    """Run the job with the arguments of the command line."""
-    with exit_status():
-        main(tyro.cli(Sync, description=__doc__))

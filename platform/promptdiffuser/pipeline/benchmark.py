@@ -12,19 +12,18 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pandas as pd
-import tyro
 from rich.table import Table
 
 from promptdiffuser.console import known, print_table, with_interval
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.training import train_apart
 from promptdiffuser.evaluation.scores import FLOORS, reference_scores
-from promptdiffuser.pipeline.session import JobOptions, Stage, StageRun, Workspace, fingerprint_of, run_job, status_of
+from promptdiffuser.pipeline.options import BenchmarkOptions, JobOptions
+from promptdiffuser.pipeline.session import Stage, StageRun, Workspace, fingerprint_of, status_of
 from promptdiffuser.pipeline.stages import adapt, collect, evaluate, pretrain, train_diffuser
-from promptdiffuser.recipes import BENCHMARKS
 from promptdiffuser.recipes.benchmarks import Benchmark, BenchmarkCell
 from promptdiffuser.reporting.benchmark import write_tables
 from promptdiffuser.reporting.benchmark_page import write_page
@@ -36,28 +35,6 @@ COSTS = "costs.json"
 STAGES = ("collect", "denoising", "diffusers", "adaptations", "adapt", "evaluations", "evaluate", "benchmark")
 CELLS_AT_A_TIME = 40
 """Cells whose policies are with the actors at a time."""
-
-
-@dataclass(frozen=True)
-class BenchmarkOptions:
-    """Command line of a benchmark."""
-
-    benchmark: Annotated[Benchmark, tyro.conf.arg(name="")]
-    arms: tuple[str, ...] = ()
-    """Names of the arms to run; all of them if none is named."""
-    outputs: Path = Path("outputs")
-    """Folder below which the experiment writes everything."""
-    dataset: str | None = None
-    """Dataset to use instead of the one that the benchmark collects; of its only family."""
-    backbone_checkpoint: Path | None = None
-    """Backbone folder to use instead of the one that the benchmark pre-trains; of its only family."""
-    rerun: tuple[str, ...] = ()
-    """Stages to make again, by the names that are printed, in every cell that has one of that name."""
-
-    def __post_init__(self) -> None:
-        """Refuse data or a backbone of one family for several."""
-        if len(self.benchmark.families) > 1 and (self.dataset or self.backbone_checkpoint):
-            raise ValueError("dataset and backbone_checkpoint are of one family; name one with --families")
 
 
 @dataclass(frozen=True)
@@ -283,9 +260,3 @@ def main(options: BenchmarkOptions) -> None:
     """Run the benchmark on every family."""
     for family in options.benchmark.families:
         run_family(options, family)
-
-
-def command() -> None:
-    """Run the job with the arguments of the command line."""
-    options = {name: (make.__doc__ or "", BenchmarkOptions(make())) for name, make in BENCHMARKS.items()}
-    run_job(main, __doc__ or "", options)

@@ -17,7 +17,6 @@ of policies that take one action all the time: zeros, or the mean action of expe
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,7 +33,6 @@ from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.tasks import run_tasks
 from promptdiffuser.errors import UserError
 from promptdiffuser.experiment import ClusterConfig
-from promptdiffuser.pipeline.session import exit_status
 from promptdiffuser.rng import SIMULATOR_SEEDS, numpy_generator, seed_at
 from promptdiffuser.rollout.blocks import demonstrate
 from promptdiffuser.rollout.stepping import EpisodeRequest, EpisodeStepper
@@ -482,10 +480,3 @@ def main(job: ExpertsJob) -> None:
         trained.setdefault(training.family, {})[training.seed] = checkpoints
     for family in families:
         ship(job, family, trained.get(family.name, {}))
-
-
-def command() -> None:
-    """Run the job with the arguments of the command line."""
-    with exit_status():
-        main(tyro.cli(ExpertsJob, description=__doc__))
-    sys.exit(0)

@@ -7,23 +7,20 @@ python jobs/pipeline.py --from-file best.json    (a saved experiment, such as th
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.table import Table
 
 from promptdiffuser.console import known, print_table, with_interval
-from promptdiffuser.errors import UserError
 from promptdiffuser.evaluation.scores import FLOORS, nothing_learned
-from promptdiffuser.experiment import Experiment
 from promptdiffuser.files import point, writing_below
-from promptdiffuser.pipeline.session import JobOptions, Stage, Workspace, exit_status, run_job
+from promptdiffuser.pipeline.options import JobOptions
+from promptdiffuser.pipeline.session import Stage, Workspace
 from promptdiffuser.pipeline.stages import adapt, collect, evaluate, pretrain, train_diffuser
 from promptdiffuser.reporting.report import write_report
 from promptdiffuser.tasks import get_family
-from promptdiffuser.tracking.store import read_json, resolve_uri
+from promptdiffuser.tracking.store import resolve_uri
 
 RESULTS = ("summary.json", "report.html", "experiment.json")
 """Files of a finished experiment."""
@@ -92,43 +89,3 @@ def _table(summary: dict[str, Any]) -> Table:
         reference = references[policy]
         table.add_row(policy, f"{reference['mean']:.1f}", f"{reference['normalised']:.3f}", style="dim")
     return table
-
-
-def _run_saved(
-    from_run: str | None = None,
-    from_file: Path | None = None,
-    outputs: Path = Path("outputs"),
-    dataset: str | None = None,
-    backbone_checkpoint: Path | None = None,
-    rerun: tuple[str, ...] = (),
-) -> None:
-    """Run an experiment that was saved as JSON.
-
-    Args:
-        from_run: Id of any experiment's run.
-        from_file: File of an experiment.
-        outputs: Folder below which the experiment writes everything.
-        dataset: Dataset to use instead of the one that the experiment's own collect stage writes.
-        backbone_checkpoint: Backbone folder to use instead of the one that its own pretrain stage writes.
-        rerun: Stages to make again though they are done, by the names that are printed.
-    """
-    if (from_run is None) == (from_file is None):
-        raise UserError("name one saved experiment, by --from-run or --from-file")
-    text = _read(from_file) if from_file else json.dumps(read_json(resolve_uri(), str(from_run), "experiment.json"))
-    run_experiment(JobOptions(Experiment.from_json(text), outputs, dataset, backbone_checkpoint, rerun))
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); name the JSON file of an experiment") from error
-
-
-def command() -> None:
-    """Run the job with the arguments of the command line."""
-    if any(argument.startswith("--from-") for argument in sys.argv[1:]):
-        with exit_status():
-            tyro.cli(_run_saved)
-    else:
-        run_job(run_experiment, __doc__ or "")

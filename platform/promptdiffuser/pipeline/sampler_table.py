@@ -24,7 +24,8 @@ from promptdiffuser.data.plans import Rounds, held_out_plan
 from promptdiffuser.data.windows import PromptPool
 from promptdiffuser.diffusion.process import Diffusion, DiffusionConfig
 from promptdiffuser.methods.diffusers import DIFFUSERS
-from promptdiffuser.pipeline.session import JobOptions, Stage, StageRun, Workspace, run_job
+from promptdiffuser.pipeline.options import JobOptions
+from promptdiffuser.pipeline.session import Stage, StageRun, Workspace
 from promptdiffuser.pipeline.stages import collect, pretrain, train_diffuser
 from promptdiffuser.recipes.quickstart import quickstart
 from promptdiffuser.rng import numpy_generator
@@ -213,9 +214,3 @@ def quickstart_of_fifty_levels() -> SamplerTable:
             )
         )
     )
-
-
-def command() -> None:
-    """Run the job with the arguments of the command line."""
-    recipe = quickstart_of_fifty_levels
-    run_job(main, __doc__ or "", {"quickstart": (recipe.__doc__ or "", recipe())})

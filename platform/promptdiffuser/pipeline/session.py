@@ -10,30 +10,24 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import signal
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pandas as pd
-import tyro
 from rich.console import Console
 
 import promptdiffuser
 from promptdiffuser.background import repeatedly
 from promptdiffuser.console import Reporter, open_console
 from promptdiffuser.errors import UserError
-from promptdiffuser.experiment import Experiment
 from promptdiffuser.files import locked, sha256, writing_below
-from promptdiffuser.paths import local_path
-from promptdiffuser.recipes import RECIPES
+from promptdiffuser.pipeline.options import JobOptions
 from promptdiffuser.tracking.delivery import Delivery
 from promptdiffuser.tracking.journal import JOURNAL
 from promptdiffuser.tracking.names import (
@@ -46,7 +40,7 @@ from promptdiffuser.tracking.names import (
     STAGE_TAG,
     USED_RUN_TAG,
 )
-from promptdiffuser.tracking.provenance import provenance
+from promptdiffuser.tracking.provenance import provenance, typed_command
 from promptdiffuser.tracking.store import RunLog, Tracker, prepare, resolve_uri
 from promptdiffuser.tracking.system import system_metrics
 from promptdiffuser.training.checkpoint import is_whole, write_json
@@ -54,28 +48,6 @@ from promptdiffuser.training.checkpoint import is_whole, write_json
 POLL_SECONDS = 0.5
 RECORD = "stage.json"
 RECORDED = {"fingerprint", "settings", "seconds", "run", "source", "outputs"}
-
-
-@dataclass(frozen=True)
-class JobOptions:
-    """Command line of a job."""
-
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
-    outputs: Path = Path("outputs")
-    """Folder below which the experiment writes everything; shared storage on a cluster of several machines."""
-    dataset: str | None = None
-    """Dataset (a folder, or s3:// or gs:// address) to use instead of the one that the experiment's own collect stage
-    writes."""
-    backbone_checkpoint: Path | None = None
-    """Backbone folder to use instead of the one that the experiment's own pretrain stage writes."""
-    rerun: tuple[str, ...] = ()
-    """Stages to make again though they are done, by the names that are printed."""
-
-    def __post_init__(self) -> None:
-        """Check that outputs and the backbone are on a filesystem of this machine."""
-        local_path(self.outputs)
-        if self.backbone_checkpoint is not None:
-            local_path(self.backbone_checkpoint)
 
 
 def fingerprint_of(settings: Any) -> str:
@@ -221,7 +193,7 @@ class Workspace:
     @property
     def command(self) -> str:
         """The command that was typed."""
-        return " ".join(["python", *sys.argv])
+        return typed_command()
 
     def folder_of(self, stage: Stage) -> Path:
         """Return where a stage writes."""
@@ -390,58 +362,3 @@ def status_of(error: type[BaseException] | None) -> Literal["FINISHED", "FAILED"
     if error is None:
         return "FINISHED"
     return "KILLED" if issubclass(error, KeyboardInterrupt) else "FAILED"
-
-
-def run_job(main: Callable[[Any], object], description: str, recipes: dict[str, tuple[str, Any]] | None = None) -> None:
-    """Parse `RECIPE [options]` and run a job; `recipes` are (description, options) by name, default the experiments.
-
-    Exit status: 0 when it did its work, 2 with a one-line message for what the user can repair, 130 after Ctrl-C, 143
-    after SIGTERM.
-    """
-    with exit_status():
-        if recipes is None:
-            recipes = {name: (recipe.__doc__ or "", JobOptions(recipe())) for name, recipe in RECIPES.items()}
-        try:
-            options = tyro.extras.overridable_config_cli(recipes, description=description)
-        except ValueError as error:  # fields that contradict each other are found when the whole object is made
-            raise UserError(str(error)) from error
-        main(options)
-
-
-@contextmanager
-def exit_status() -> Iterator[None]:
-    """Turn what ends a job into its exit status; SIGTERM, which Slurm and Kubernetes send, ends it as Ctrl-C does.
-
-    Python drops an exception that a signal raises in a finaliser or in the callback of a weak reference, and the job
-    would go on: such a signal is sent again.
-    """
-    ended_by = signal.SIGINT
-
-    def terminate(number: int, frame: object) -> None:
-        # Ray raises a new KeyboardInterrupt in the place of one that interrupts its calls, so the exception cannot say.
-        nonlocal ended_by
-        ended_by = signal.SIGTERM
-        raise KeyboardInterrupt
-
-    def send_dropped_signal_again(dropped: "sys.UnraisableHookArgs") -> None:
-        if not isinstance(dropped.exc_value, KeyboardInterrupt):
-            print_dropped(dropped)
-            return
-        again = threading.Timer(0.1, signal.pthread_kill, (threading.main_thread().ident, ended_by))
-        again.daemon = True
-        again.start()
-
-    print_dropped, sys.unraisablehook = sys.unraisablehook, send_dropped_signal_again
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        how = "interrupted" if ended_by == signal.SIGINT else "terminated"
-        print(f"{how}; the same command continues where this one stopped", file=sys.stderr)
-        sys.exit(128 + ended_by)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        sys.unraisablehook = print_dropped

@@ -11,13 +11,10 @@ again.
 import dataclasses
 import json
 import math
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pandas as pd
 import torch
-import tyro
 from rich.table import Table
 
 from promptdiffuser.background import repeatedly
@@ -30,9 +27,9 @@ from promptdiffuser.experiment import Experiment
 from promptdiffuser.files import locked
 from promptdiffuser.methods import get_method
 from promptdiffuser.pipeline import run as pipeline
-from promptdiffuser.pipeline.session import POLL_SECONDS, JobOptions, Workspace, fingerprint_of, run_job
+from promptdiffuser.pipeline.options import JobOptions, SweepOptions
+from promptdiffuser.pipeline.session import POLL_SECONDS, Workspace, fingerprint_of
 from promptdiffuser.pipeline.stages import collect, pretrain
-from promptdiffuser.recipes import SWEEPS
 from promptdiffuser.rng import SIMULATOR_SEEDS, seed_at
 from promptdiffuser.sweeps.ledger import Ledger, Row, trial_number
 from promptdiffuser.sweeps.space import apply, change_space, value_of
@@ -40,26 +37,6 @@ from promptdiffuser.sweeps.sweep import Sweep
 from promptdiffuser.tasks import get_family
 from promptdiffuser.training.checkpoint import write_json
 from promptdiffuser.training.model_folders import load_backbone
-
-
-@dataclass(frozen=True)
-class SweepOptions:
-    """Command line of a sweep."""
-
-    sweep: Annotated[Sweep, tyro.conf.arg(name="")]
-    space: tuple[str, ...] = ()
-    """Fields to add to the space, or to change in it: FIELD=a,b,c or FIELD=low..high or FIELD=log:low..high, such as
-    guidance.weight=log:0.1..20. FIELD= drops a field, which then has the base experiment's value."""
-    confirm: bool = False
-    """Run the whole pipeline on the best configuration, with fresh seeds, and evaluate it on the test tasks."""
-    outputs: Path = Path("outputs")
-    """Folder below which the experiment writes everything."""
-    dataset: str | None = None
-    """Dataset to use instead of the one that the base experiment's own collect stage writes."""
-    backbone_checkpoint: Path | None = None
-    """Backbone folder to use instead of the one that its own pretrain stage writes."""
-    rerun: tuple[str, ...] = ()
-    """Stages to make again, by the names that are printed: collect, pretrain."""
 
 
 def main(options: SweepOptions) -> None:
@@ -233,9 +210,3 @@ def table(ledger: Ledger, rows: list[Row], num_tasks: int) -> Table:
         number = str(trial_number(row["trial"]))
         shown.add_row(number, *swept, *scores, str(row["cost/gradient_steps"]), row["state"])
     return shown
-
-
-def command() -> None:
-    """Run the job with the arguments of the command line."""
-    options = {name: (recipe.__doc__ or "", SweepOptions(recipe())) for name, recipe in SWEEPS.items()}
-    run_job(main, __doc__ or "", options)

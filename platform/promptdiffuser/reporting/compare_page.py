@@ -1,6 +1,7 @@
 """The page of a comparison."""
 
 import json
+from pathlib import Path
 from urllib.parse import quote
 
 import pandas as pd
@@ -10,11 +11,20 @@ from promptdiffuser.reporting import page
 from promptdiffuser.reporting.compare import Comparison
 from promptdiffuser.reporting.evidence import interval_of
 from promptdiffuser.reporting.figures import learning_curves, method_colours, method_label, returns_per_task
+from promptdiffuser.reporting.tables import write_tables
 from promptdiffuser.statistics.intervals import Interval
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.family import TaskFamily
 
 QUESTION = "Which run is better, by how much, at what cost, and how sure are we?"
+
+
+def write_comparison(comparison: Comparison, uri: str, folder: Path) -> Path:
+    """Write index.html with every table as CSV and Parquet beside it, and return the page's path."""
+    write_tables(comparison.tables(), folder)
+    path = folder / "index.html"
+    path.write_text(render(comparison, uri), encoding="utf-8")
+    return path
 
 
 def render(comparison: Comparison, uri: str) -> str:

@@ -3,7 +3,6 @@
 python analysis/report.py --experiment quickstart --output report.html
 """
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import nan
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import tyro
 from mlflow.entities import Run
 
 from promptdiffuser.errors import UserError
@@ -278,13 +276,6 @@ class Arguments:
     """Run of the whole experiment; the newest one if not given."""
 
 
-def main() -> int:
-    """Run the command line and return the exit status."""
-    arguments = tyro.cli(Arguments)
-    try:
-        path = write_report(resolve_uri(), arguments.experiment, local_path(arguments.output), arguments.parent_run_id)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {path}")
-    return 0
+def run(job: Arguments) -> None:
+    """Write the report."""
+    print(f"wrote {write_report(resolve_uri(), job.experiment, local_path(job.output), job.parent_run_id)}")

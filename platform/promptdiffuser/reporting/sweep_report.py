@@ -8,9 +8,8 @@ A sweep is the id of its MLflow run, or its folder. In a script: `load_sweep`, `
 """
 
 import json
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
@@ -289,15 +288,9 @@ def _trials_html(sweep: SweepTrials, trials: pd.DataFrame, uri: str) -> str:
     return page.table("Trials", ("Trial", *shown), rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status."""
-    choice = tyro.cli(Arguments, args=arguments, description=__doc__)
-    try:
-        uri = resolve_uri()
-        sweep = load_sweep(choice.sweep, uri)
-        path = write_sweep_report(sweep, uri, choice)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print("\n".join([*conclusions(sweep, choice.objective), f"wrote {path}"]))
-    return 0
+def run(job: Arguments) -> None:
+    """Write the report and print its conclusions."""
+    uri = resolve_uri()
+    sweep = load_sweep(job.sweep, uri)
+    path = write_sweep_report(sweep, uri, job)
+    print("\n".join([*conclusions(sweep, job.objective), f"wrote {path}"]))

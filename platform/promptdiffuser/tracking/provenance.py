@@ -15,6 +15,13 @@ COMMIT_VARIABLE = "PROMPTDIFFUSER_COMMIT"
 DIRTY_SUFFIX = "-dirty"
 
 
+def typed_command() -> str:
+    """Return the command that was typed to start this process."""
+    program, *arguments = sys.argv
+    started = ["python", program] if program.endswith(".py") else [Path(program).name]
+    return " ".join([*started, *arguments])
+
+
 @cache
 def provenance() -> dict[str, str]:
     """Return the tags; those of the commit are missing where the code is neither in Git nor named by the variable."""

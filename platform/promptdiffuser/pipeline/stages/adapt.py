@@ -18,7 +18,8 @@ from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.experiment import ClusterConfig
 from promptdiffuser.methods import get_method
 from promptdiffuser.methods.cells import AdaptationCell
-from promptdiffuser.pipeline.session import JobOptions, Stage, StageRun, Workspace, fingerprint_of, run_job, status_of
+from promptdiffuser.pipeline.options import JobOptions
+from promptdiffuser.pipeline.session import Stage, StageRun, Workspace, fingerprint_of, status_of
 from promptdiffuser.pipeline.stages import pretrain, train_diffuser
 from promptdiffuser.pipeline.stages.diagnostics import look_inside
 from promptdiffuser.tasks import get_family
@@ -162,8 +163,3 @@ def main(options: JobOptions) -> None:
         workspace.run(stage(workspace))
         for name in workspace.experiment.methods:
             print(plan(workspace, name).folder)
-
-
-def command() -> None:
-    """Run the job with the arguments of the command line."""
-    run_job(main, __doc__ or "")

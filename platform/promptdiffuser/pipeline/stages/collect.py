@@ -11,7 +11,8 @@ from promptdiffuser.data.storage import Storage
 from promptdiffuser.data.store import DatasetWriter
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.rollouts import RolloutPool
-from promptdiffuser.pipeline.session import JobOptions, Stage, StageRun, Workspace, run_job
+from promptdiffuser.pipeline.options import JobOptions
+from promptdiffuser.pipeline.session import Stage, StageRun, Workspace
 from promptdiffuser.rollout.blocks import CollectBlock, collect_blocks
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.experts import Demonstrator, Quality, demonstrators, shipped_file
@@ -101,8 +102,3 @@ def main(options: JobOptions) -> None:
     with Workspace(options) as workspace:
         workspace.check_rerun(["collect"])
         print(workspace.run(stage(workspace)) / DATASET)
-
-
-def command() -> None:
-    """Run the job with the arguments of the command line."""
-    run_job(main, __doc__ or "")

@@ -29,7 +29,8 @@ from promptdiffuser.methods.adaptation import Adaptation, Cost
 from promptdiffuser.methods.folders import load_adaptation
 from promptdiffuser.methods.inputs import InputsBuilder
 from promptdiffuser.models.backbone import PromptDT
-from promptdiffuser.pipeline.session import JobOptions, Stage, StageRun, Workspace, fingerprint_of, run_job
+from promptdiffuser.pipeline.options import JobOptions
+from promptdiffuser.pipeline.session import Stage, StageRun, Workspace, fingerprint_of
 from promptdiffuser.pipeline.stages import adapt, pretrain
 from promptdiffuser.rollout.blocks import BlockOfMany, EvaluationBlock, evaluation_blocks
 from promptdiffuser.rollout.policies import AdaptedPolicies, AdaptedPolicy
@@ -307,8 +308,3 @@ def main(options: JobOptions) -> None:
     with Workspace(options) as workspace:
         workspace.check_rerun(["evaluate"])
         print(workspace.run(stage(workspace)) / "summary.json")
-
-
-def command() -> None:
-    """Run the job with the arguments of the command line."""
-    run_job(main, __doc__ or "")

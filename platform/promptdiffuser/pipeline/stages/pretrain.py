@@ -19,7 +19,8 @@ from promptdiffuser.experiment import Experiment
 from promptdiffuser.methods import get_method
 from promptdiffuser.methods.backbones import PROMPTED, backbone_config
 from promptdiffuser.methods.inputs import InputsSettings
-from promptdiffuser.pipeline.session import JobOptions, Stage, StageRun, Workspace, run_job
+from promptdiffuser.pipeline.options import JobOptions
+from promptdiffuser.pipeline.session import Stage, StageRun, Workspace
 from promptdiffuser.pipeline.stages import collect
 from promptdiffuser.rollout.protocol import ProtocolConfig
 from promptdiffuser.tasks import get_family
@@ -169,8 +170,3 @@ def main(options: JobOptions) -> None:
         workspace.check_rerun(map(name_of, variants(workspace)))
         for variant in variants(workspace):
             print(workspace.run(stage(workspace, variant)) / "model")
-
-
-def command() -> None:
-    """Run the job with the arguments of the command line."""
-    run_job(main, __doc__ or "")

@@ -20,7 +20,8 @@ from promptdiffuser.errors import UserError
 from promptdiffuser.methods import METHODS, get_method
 from promptdiffuser.methods.diffusers import DIFFUSERS
 from promptdiffuser.models.backbone import BackboneConfig
-from promptdiffuser.pipeline.session import JobOptions, Stage, StageRun, Workspace, run_job
+from promptdiffuser.pipeline.options import JobOptions
+from promptdiffuser.pipeline.session import Stage, StageRun, Workspace
 from promptdiffuser.pipeline.stages import pretrain
 from promptdiffuser.pipeline.stages.diagnostics import look_inside
 from promptdiffuser.tasks import get_family
@@ -238,8 +239,3 @@ def main(options: JobOptions) -> None:
         workspace.check_rerun(names(workspace))
         for each in stages(workspace):
             print(workspace.run(each))
-
-
-def command() -> None:
-    """Run the job with the arguments of the command line."""
-    run_job(main, __doc__ or "")
