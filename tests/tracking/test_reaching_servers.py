@@ -81,6 +81,10 @@ def test_no_message_holds_a_password(uri: str, caplog: pytest.LogCaptureFixture,
     assert "s3cret" not in caplog.text
 
 
+def test_retries_of_a_request_are_not_printed_with_its_address() -> None:
+    assert not logging.getLogger("urllib3.connectionpool").isEnabledFor(logging.WARNING)
+
+
 def test_certificates_are_those_of_mlflow(
     server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """Experiment tracking: the one place that writes to MLflow. `analysis/` reads what is written here."""
 
+import logging
 import os
 
 # Read by MLflow when it is imported or calls; a value that the user has set wins.
@@ -12,3 +13,5 @@ _DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOU
 PATIENCE = {name: value for name, value in _DEFAULTS.items() if name not in os.environ}
 """Variables that the user has not set, and what they are set to."""
 os.environ.update(PATIENCE)
+# Its warning of every retry quotes the whole address, a password in its query included.
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
