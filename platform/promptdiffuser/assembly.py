@@ -29,28 +29,19 @@ def backbone_training(experiment: Experiment, dataset: Dataset, backbone: Backbo
     )
 
 
-def diffuser_training(
-    experiment: Experiment,
-    dataset: Dataset,
-    diffuser: str,
-    backbone_folder: Path,
-    backbone: BackboneConfig,
-) -> DiffuserTraining:
-    """Return the multi-task training of a diffuser through a frozen backbone.
+def diffuser_training(experiment: Experiment, diffuser: str, backbone: BackboneConfig) -> DiffuserTraining:
+    """Return the multi-task training of a diffuser from new weights, which `located` gives its data and models.
 
     Args:
         experiment: All other settings.
-        dataset: What it learns from.
         diffuser: Its name in `DIFFUSERS`.
-        backbone_folder: The frozen backbone, which need not be there yet.
-        backbone: What lies there.
+        backbone: The frozen backbone that it is trained through.
     """
     variant = DIFFUSERS[diffuser]
     return DiffuserTraining(
         family=experiment.family,
         seed=experiment.seed,
         stage="multi-task",
-        backbone_folder=backbone_folder,
         denoiser=dataclasses.replace(experiment.denoiser, **variant.denoiser),
         diffusion=experiment.diffusion,
         guidance=dataclasses.replace(experiment.guidance, **variant.guidance),
@@ -62,13 +53,30 @@ def diffuser_training(
         optimisation=experiment.diffuser.multi_task,
         prompt_length=backbone.prompt_length,
         window_steps=experiment.guidance.window_steps or backbone.window_steps,
+    )
+
+
+def located(
+    training: DiffuserTraining,
+    experiment: Experiment,
+    dataset: Dataset,
+    backbone_folder: Path,
+    start_from: Path | None = None,
+    optimised_prompts: Path | None = None,
+) -> DiffuserTraining:
+    """Return a training on a dataset, through the backbone in a folder that need not be there yet."""
+    return dataclasses.replace(
+        training,
+        backbone_folder=backbone_folder,
         dataset_digest=dataset.manifest.digest,
         rounds=rounds_of(dataset, experiment),
+        start_from=start_from,
+        optimised_prompts=optimised_prompts,
     )
 
 
 def few_shot_training(
-    training: DiffuserTraining, experiment: Experiment, start_from: Path, task: int
+    training: DiffuserTraining, experiment: Experiment, start_from: Path | None, task: int
 ) -> DiffuserTraining:
     """Return the few-shot updates of a diffuser on a target task, after its multi-task training."""
     return dataclasses.replace(

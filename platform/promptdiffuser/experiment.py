@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from promptdiffuser.data.plans import RoundsConfig
 from promptdiffuser.diffusion.process import DiffusionConfig, visited_steps
 from promptdiffuser.errors import UserError
+from promptdiffuser.keys import NOT_DECIDING
 from promptdiffuser.methods import METHODS
 from promptdiffuser.methods.config import AdaptationConfig
 from promptdiffuser.models.backbone import BackboneConfig
@@ -191,7 +192,7 @@ class Experiment:
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     evaluation: ProtocolConfig = field(default_factory=ProtocolConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata=NOT_DECIDING)
 
     def __post_init__(self) -> None:
         """Refuse names that do not exist and values that contradict each other."""
@@ -253,6 +254,10 @@ class Experiment:
                 raise ValueError(
                     f"{name} is {quality}, which collection.qualities ({', '.join(self.collection.qualities)}) lacks"
                 )
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that decides what is computed: all but the cluster."""
+        return {name: value for name, value in asdict(self).items() if name != "cluster"}
 
     def to_json(self) -> str:
         """Return the experiment as JSON; `from_json` restores an equal object."""

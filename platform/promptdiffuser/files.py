@@ -262,3 +262,15 @@ def locked(path: Path, on_wait: Callable[[str], None] = lambda owner: None) -> I
         file.write(f"process {os.getpid()} on {_HOST}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         file.flush()
         yield
+
+
+def is_locked(path: Path) -> bool:
+    """Tell whether a process holds a lock file; writes nothing."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is none, or the file system has no locks
+        return False
+    return False

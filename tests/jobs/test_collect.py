@@ -10,23 +10,15 @@ import pytest
 
 from promptdiffuser.data import open_dataset
 from promptdiffuser.experiment import Experiment
-from promptdiffuser.pipeline.options import JobOptions
-from promptdiffuser.pipeline.session import Workspace
 from promptdiffuser.pipeline.stages import collect
 from tests import tiny
 
 
-def test_experiments_of_different_seeds_share_a_dataset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-
-    def folder_of(experiment: Experiment) -> Path:
-        workspace = Workspace(JobOptions(experiment, tmp_path))
-        return workspace.folder_of(collect.stage(workspace))
-
+def test_experiments_of_different_seeds_share_a_dataset() -> None:
     first = Experiment(name="some")
-    assert folder_of(dataclasses.replace(first, seed=1)) == folder_of(first)
+    assert collect.stage(dataclasses.replace(first, seed=1)).folder == collect.stage(first).folder
     other = dataclasses.replace(first, collection=dataclasses.replace(first.collection, seed=1))
-    assert folder_of(other) != folder_of(first)
+    assert collect.stage(other).folder != collect.stage(first).folder
 
 
 @pytest.mark.ray

@@ -31,12 +31,22 @@ class Command:
 
 
 OPTIONS = "promptdiffuser.cli.recipe_options"
-STAGES = "promptdiffuser.pipeline.stages"
+STAGE = "promptdiffuser.pipeline.single_stage"
 COMMANDS = {
     "run": Command(
         "Run an experiment from its first stage to its report.",
         f"{OPTIONS}:experiment_or_saved",
         "promptdiffuser.pipeline.run:run_experiment",
+    ),
+    "plan": Command(
+        "Show the stages of an experiment, sweep or benchmark: keys, inputs, state, earlier seconds; runs nothing.",
+        f"{OPTIONS}:any_recipe",
+        "promptdiffuser.pipeline.overview:plan",
+    ),
+    "status": Command(
+        "Show what is done of an experiment, sweep or benchmark, and how far the rest is.",
+        f"{OPTIONS}:any_recipe",
+        "promptdiffuser.pipeline.overview:status",
     ),
     "sweep": Command(
         "Search around an experiment with Ray Tune, scored on validation tasks.",
@@ -56,20 +66,18 @@ COMMANDS = {
     "stage collect": Command(
         "Collect the offline dataset: rollout actors run the family's experts on every task.",
         f"{OPTIONS}:experiment",
-        f"{STAGES}.collect:main",
+        f"{STAGE}:collect",
     ),
     "stage pretrain": Command(
-        "Pre-train the backbones on the training tasks.", f"{OPTIONS}:experiment", f"{STAGES}.pretrain:main"
+        "Pre-train the backbones on the training tasks.", f"{OPTIONS}:experiment", f"{STAGE}:pretrain"
     ),
     "stage train-diffuser": Command(
-        "Train the diffusers on the training tasks.", f"{OPTIONS}:experiment", f"{STAGES}.train_diffuser:main"
+        "Train the diffusers on the training tasks.", f"{OPTIONS}:experiment", f"{STAGE}:train_diffuser"
     ),
     "stage adapt": Command(
-        "Adapt the frozen backbone to every test task by every method.", f"{OPTIONS}:experiment", f"{STAGES}.adapt:main"
+        "Adapt the frozen backbone to every test task by every method.", f"{OPTIONS}:experiment", f"{STAGE}:adapt"
     ),
-    "stage evaluate": Command(
-        "Evaluate every method on the test tasks.", f"{OPTIONS}:experiment", f"{STAGES}.evaluate:main"
-    ),
+    "stage evaluate": Command("Evaluate every method on the test tasks.", f"{OPTIONS}:experiment", f"{STAGE}:evaluate"),
     "data describe": Command(
         "Check a dataset and show its tasks, episodes and returns.",
         "promptdiffuser.cli.describe:Describe",

@@ -14,6 +14,8 @@ from promptdiffuser.errors import UserError
 from promptdiffuser.experiment import Experiment
 from promptdiffuser.pipeline.options import BenchmarkOptions, JobOptions, SweepOptions
 from promptdiffuser.recipes import BENCHMARKS, RECIPES, SWEEPS
+from promptdiffuser.recipes.benchmarks import Benchmark
+from promptdiffuser.sweeps.sweep import Sweep
 
 HELP = ("-h", "--help")
 Options = TypeVar("Options")
@@ -61,6 +63,18 @@ def sweep(arguments: Sequence[str], program: str, summary: str) -> SweepOptions:
 def benchmark(arguments: Sequence[str], program: str, summary: str) -> BenchmarkOptions:
     """Return the options of a benchmark."""
     return of_recipe(BENCHMARKS, BenchmarkOptions, arguments, program, summary)
+
+
+def any_recipe(arguments: Sequence[str], program: str, summary: str) -> JobOptions | SweepOptions | BenchmarkOptions:
+    """Return the options of the command that makes a recipe: an experiment, a sweep or a benchmark."""
+    recipes: dict[str, Callable[[], Experiment | Sweep | Benchmark]] = {**RECIPES, **SWEEPS, **BENCHMARKS}
+
+    def options_of(recipe: Experiment | Sweep | Benchmark) -> JobOptions | SweepOptions | BenchmarkOptions:
+        if isinstance(recipe, Experiment):
+            return JobOptions(recipe)
+        return SweepOptions(recipe) if isinstance(recipe, Sweep) else BenchmarkOptions(recipe)
+
+    return of_recipe(recipes, options_of, arguments, program, summary)
 
 
 def sampler_table(arguments: Sequence[str], program: str, summary: str) -> object:

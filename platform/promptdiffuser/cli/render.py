@@ -114,7 +114,7 @@ def render(job: Render) -> dict[str, float]:
 def main(job: Render) -> None:
     """Run the job."""
     choose_backend()
-    from promptdiffuser.pipeline.session import fingerprint_of
+    from promptdiffuser.keys import fingerprint
     from promptdiffuser.tracking.names import COMMAND_TAG, FAMILY_TAG, SEED_TAG, STAGE_TAG, TASK_TAG
     from promptdiffuser.tracking.provenance import typed_command
     from promptdiffuser.tracking.store import RunLog, Tracker, connect, prepare, resolve_uri
@@ -138,7 +138,7 @@ def main(job: Render) -> None:
             COMMAND_TAG: typed_command(),
         }
         name = f"{job.family}-task-{job.task}-{job.quality}-seed-{job.seed}"
-        run = tracker.run(name, fingerprint_of(["render", settings]), None, tags)
+        run = tracker.run(name, fingerprint(["render", settings]), None, tags)
         run.log_params(settings)
         run.log_metrics({f"episode/{key}": value for key, value in result.items()})
         run.log_artifact(job.output)

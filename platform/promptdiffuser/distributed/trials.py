@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from promptdiffuser.assembly import backbone_training, diffuser_training, few_shot_training
+from promptdiffuser.assembly import backbone_training, diffuser_training, few_shot_training, located
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.distributed.rollouts import RolloutPool
 from promptdiffuser.distributed.stopping import stops
@@ -57,7 +57,8 @@ class SweepPlan:
             backbone = backbone_config(method.backbone, experiment.backbone)
         diffuser = None
         if method.diffuser is not None:
-            diffuser = diffuser_training(experiment, self.dataset, method.diffuser, backbone_folder, backbone)
+            training = diffuser_training(experiment, method.diffuser, backbone)
+            diffuser = located(training, experiment, self.dataset, backbone_folder)
         settings = dataclasses.replace(
             self.validation.settings,
             context_transitions=experiment.diffuser.context_transitions,

@@ -22,6 +22,7 @@ from promptdiffuser.methods import (
     zero_shot,
 )
 from promptdiffuser.methods.adaptation import Method
+from promptdiffuser.methods.config import AdaptationConfig
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -63,3 +64,8 @@ def get_method(name: str) -> Method:
     if name not in METHODS:
         raise UserError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def settings_of(adaptation: AdaptationConfig, method: Method) -> object:
+    """Return a method's own settings; None if it has none."""
+    return None if method.settings is None else getattr(adaptation, method.settings)

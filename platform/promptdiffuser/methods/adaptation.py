@@ -118,6 +118,8 @@ class Method:
     """Equal inputs give equal policies. The policy has `num_prompts` prompts."""
     summary: str
     """What it does, in a few words for tables."""
+    settings: str | None = None
+    """Field of `adaptation` that holds its settings, the only ones that it reads; None if it has none."""
     backbone: str = PROMPTED
     """Which variant of the backbone it adapts, see `BACKBONES`."""
     diffuser: str | None = None

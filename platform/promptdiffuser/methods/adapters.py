@@ -37,4 +37,6 @@ def adapt(inputs: AdaptationInputs) -> Adaptation:
     )
 
 
-METHOD = Method("adapters", adapt, "bottleneck adapters in every block, tuned", changes_weights=True)
+METHOD = Method(
+    "adapters", adapt, "bottleneck adapters in every block, tuned", changes_weights=True, settings="adapters"
+)

@@ -78,11 +78,13 @@ METHODS = (
         "task context, the best of several by few-shot loss",
         diffuser="context",
         few_shot_updates=True,
+        settings="best_of",
     ),
     Method(
         "prompt-diffuser-best-of-multi-task",
         adapt,
         "the same without training on the target task",
         diffuser="context",
+        settings="best_of",
     ),
 )

@@ -37,11 +37,14 @@ def _all_trainable(backbone: PromptDT) -> PromptDT:
     return backbone.requires_grad_()
 
 
-FEW_SHOT = Method("fine-tuning", adapt, "all weights tuned on the few-shot episodes", changes_weights=True)
+FEW_SHOT = Method(
+    "fine-tuning", adapt, "all weights tuned on the few-shot episodes", changes_weights=True, settings="fine_tuning"
+)
 WHOLE_TASK = Method(
     "fine-tuning-whole-task",
     adapt_to_whole_task,
     "all weights tuned on all data of the task: an upper bound",
     changes_weights=True,
     reads_whole_task=True,
+    settings="fine_tuning",
 )

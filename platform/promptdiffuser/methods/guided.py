@@ -32,5 +32,9 @@ def adapt(inputs: AdaptationInputs) -> Adaptation:
 
 
 METHOD = Method(
-    "prompt-diffuser-guided", adapt, "task context, few-shot loss guides generation alone", diffuser="context"
+    "prompt-diffuser-guided",
+    adapt,
+    "task context, few-shot loss guides generation alone",
+    diffuser="context",
+    settings="guided",
 )

@@ -39,4 +39,6 @@ def adapt(inputs: AdaptationInputs) -> Adaptation:
     )
 
 
-METHOD = Method("lora", adapt, "low-rank changes of every block's weights, tuned", changes_weights=True)
+METHOD = Method(
+    "lora", adapt, "low-rank changes of every block's weights, tuned", changes_weights=True, settings="lora"
+)

@@ -57,4 +57,4 @@ def energy_distance(left_XF: Tensor, right_YF: Tensor) -> Tensor:
     return 2 * between - left - right
 
 
-METHOD = Method("nearest-prompt", adapt, "prompts of the most similar training task")
+METHOD = Method("nearest-prompt", adapt, "prompts of the most similar training task", settings="nearest_prompt")

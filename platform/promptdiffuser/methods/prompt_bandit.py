@@ -94,6 +94,7 @@ ALL = tuple(
         partial(adapt, strategy),
         f"the best few-shot segment by {words} over episodes",
         uses_simulator=True,
+        settings="prompt_bandit",
     )
     for strategy, words in STRATEGIES.items()
 )

@@ -41,4 +41,9 @@ def adapt(inputs: AdaptationInputs) -> Adaptation:
     return Adaptation(AdaptedPolicy(inputs.backbone, prompts), Cost(numbers_PX.shape[1], config.steps))
 
 
-METHOD = Method("prompt-tensor-tuning", adapt, "the prompt's numbers tuned by Adam: a strong control")
+METHOD = Method(
+    "prompt-tensor-tuning",
+    adapt,
+    "the prompt's numbers tuned by Adam: a strong control",
+    settings="prompt_tensor_tuning",
+)

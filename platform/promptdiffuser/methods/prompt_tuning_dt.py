@@ -126,10 +126,16 @@ def _searched(
     return Adaptation(AdaptedPolicy(inputs.backbone, prompts), Cost(numbers_PX.shape[1], config.steps))
 
 
-OFFLINE = Method("prompt-tuning-dt", adapt, "the prompt's numbers searched by ranks of few-shot action losses")
+OFFLINE = Method(
+    "prompt-tuning-dt",
+    adapt,
+    "the prompt's numbers searched by ranks of few-shot action losses",
+    settings="prompt_tuning_dt",
+)
 ONLINE = Method(
     "prompt-tuning-dt-online",
     adapt_online,
     "the prompt's numbers searched by ranks of returns",
     uses_simulator=True,
+    settings="prompt_tuning_dt_online",
 )

@@ -62,4 +62,4 @@ def _initial_tokens(inputs: AdaptationInputs, config: SoftPromptConfig, address:
     return DEVIATION * normal_rows(len(tokens), tokens.shape[1:], *address, "initial").to(tokens.device)
 
 
-METHOD = Method("soft-prompt", adapt, "free embedding vectors in place of the prompt, tuned")
+METHOD = Method("soft-prompt", adapt, "free embedding vectors in place of the prompt, tuned", settings="soft_prompt")

@@ -1,7 +1,7 @@
 """Compare methods on equal terms: methods x families x seeds x sizes of the few-shot set, in one table a family.
 
-    python jobs/benchmark.py cheetah-vel-methods
-    python jobs/benchmark.py cheetah-vel-methods --seeds 1 2 --few-shot-episodes 1 5 25
+    promptdiffuser benchmark cheetah-vel-methods
+    promptdiffuser benchmark cheetah-vel-methods --seeds 1 2 --few-shot-episodes 1 5 25
 
 Dataset and backbones are made once. Diffusers of all seeds are trained side by side, a core each, then every method
 adapts to every test task, then all are evaluated. What is finished is kept: run again after a kill, or with more
@@ -9,7 +9,7 @@ seeds or methods, the same command makes only what is missing.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,158 +21,225 @@ from promptdiffuser.console import known, print_table, with_interval
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.training import train_apart
 from promptdiffuser.evaluation.scores import FLOORS, reference_scores
+from promptdiffuser.experiment import Experiment
+from promptdiffuser.methods.cells import AdaptationCell
+from promptdiffuser.pipeline.experiment_graph import Base, ExperimentGraph, base_of
+from promptdiffuser.pipeline.graph import Given, Graph, Stage, check_names
 from promptdiffuser.pipeline.options import BenchmarkOptions, JobOptions
-from promptdiffuser.pipeline.session import Stage, StageRun, Workspace, fingerprint_of, status_of
-from promptdiffuser.pipeline.stages import adapt, collect, evaluate, pretrain, train_diffuser
+from promptdiffuser.pipeline.session import ExperimentRun, Session, StageRun, status_of
+from promptdiffuser.pipeline.stages.evaluate import EPISODES, SUMMARY
+from promptdiffuser.pipeline.stages.pretrain import MODEL
+from promptdiffuser.pipeline.stages.train_diffuser import DiffuserStage
+from promptdiffuser.pipeline.work.adapt import cells_of, run_cells
+from promptdiffuser.pipeline.work.evaluate import build, play
+from promptdiffuser.pipeline.work.train_diffuser import job_of
 from promptdiffuser.recipes.benchmarks import Benchmark, BenchmarkCell
 from promptdiffuser.reporting.benchmark import write_tables
 from promptdiffuser.reporting.benchmark_page import write_page
 from promptdiffuser.tasks import get_family
-from promptdiffuser.training.trainings import DiffuserTraining
+from promptdiffuser.tracking.provenance import typed_command
+from promptdiffuser.tracking.store import RunLog
+from promptdiffuser.training.checkpoint import is_whole
 
-EPISODES = "episodes.parquet"
 COSTS = "costs.json"
-STAGES = ("collect", "denoising", "diffusers", "adaptations", "adapt", "evaluations", "evaluate", "benchmark")
 CELLS_AT_A_TIME = 40
 """Cells whose policies are with the actors at a time."""
+VERSION = 1
 
 
 @dataclass(frozen=True)
 class PlacedCell:
-    """A cell with its runs and folders."""
+    """A cell with its stages."""
 
     cell: BenchmarkCell
-    workspace: Workspace
+    title: str
+    """Name of its run."""
+    stages: ExperimentGraph
+
+    @property
+    def experiment(self) -> Experiment:
+        """The cell's experiment."""
+        return self.cell.experiment
 
 
-def place(base: Workspace, benchmark: Benchmark) -> list[PlacedCell]:
-    """Return the benchmark's cells of a family below its run."""
-    placed = []
-    for cell in benchmark.cells(base.experiment.family):
-        title = " ".join(
-            filter(None, [base.title, cell.arm, f"seed {cell.seed}", f"{cell.few_shot_episodes} episodes"])
+class BenchmarkGraph:
+    """The stages of a benchmark on one family: those of its cells, and before each kind one that makes the work of all.
+
+    Those leave nothing of their own; each cell's stage then finds its work done, and has its place in MLflow and on
+    storage.
+    """
+
+    def __init__(self, options: JobOptions, benchmark: Benchmark, title: str) -> None:
+        """Declare all stages."""
+        self.benchmark, self.title, self.base = benchmark, title, base_of(options)
+        self.cells = [
+            PlacedCell(
+                cell,
+                " ".join(filter(None, [title, cell.arm, f"seed {cell.seed}", f"{cell.few_shot_episodes} episodes"])),
+                ExperimentGraph(cell.experiment, self.base, is_cell=True),
+            )
+            for cell in benchmark.cells(options.experiment.family)
+        ]
+        self.runs: dict[str, ExperimentRun] = {}
+        self.denoising = self._trainings("denoising", [each.stages.denoising for each in self.cells])
+        self.diffusers = self._trainings("diffusers", [each.stages.diffusers for each in self.cells])
+        self.adaptations, self.evaluations = self._adaptations(), self._evaluations()
+        self.results = self._results()
+
+    @property
+    def graph(self) -> Graph:
+        """All stages."""
+        return Graph([stage for stage, _ in self.in_order()])
+
+    def in_order(self) -> Iterator[tuple[Stage, str | None]]:
+        """Yield the stages in the order in which they are made, each with the title of its cell if it has one."""
+        yield from ((stage, None) for stage in self.base.stages)
+        if self.base.optimised_prompts is not None:
+            yield self.base.optimised_prompts, None
+        for together, kind in ((self.denoising, "denoising"), (self.diffusers, "diffusers")):
+            if together is not None:
+                yield together, None
+            own = ((one.stage, each.title) for each in self.cells for one in getattr(each.stages, kind).values())
+            yield from {stage.key: (stage, title) for stage, title in own}.values()
+        yield self.adaptations, None
+        yield from ((each.stages.adapt, each.title) for each in self.cells)
+        yield self.evaluations, None
+        yield from ((each.stages.evaluate, each.title) for each in self.cells)
+        yield self.results, None
+
+    def open_runs(self, session: Session) -> None:
+        """Give every cell its run below the benchmark's."""
+        self.runs = {
+            each.title: ExperimentRun(session.tracker, each.experiment, each.title, "experiment", {}, session.own)
+            for each in self.cells
+        }
+
+    def _trainings(self, name: str, of_cells: Sequence[Mapping[str, DiffuserStage]]) -> Stage | None:
+        """Return the stage that makes diffusers' trainings side by side; cells may share one."""
+        trainings = {
+            training.stage.key: (training, each.title)
+            for each, of_cell in zip(self.cells, of_cells, strict=True)
+            for training in of_cell.values()
+        }
+        if not trainings:
+            return None
+
+        def work(run: StageRun) -> None:
+            train_side_by_side(run, [(each, self.runs[title]) for each, title in trainings.values()])
+
+        inputs = {name: node for each, _ in trainings.values() for name, node in _named(each.stage.inputs)}
+        return self._together(name, "train-diffuser", sorted(trainings), inputs, work)
+
+    def _adaptations(self) -> Stage:
+        """Return the stage that adapts by all methods of all cells side by side; cells may share an adaptation."""
+        plans = {plan.part.key: (plan, each) for each in self.cells for plan in each.stages.plans}
+
+        def work(run: StageRun) -> None:
+            session, placed, total = run.session, list[tuple[AdaptationCell, RunLog]](), 0
+            for plan, each in plans.values():
+                cells = cells_of(session, plan)
+                missing = [cell for cell in cells if not cell.is_done]
+                total += len(cells)
+                if missing:
+                    parent = session.open(each.stages.adapt, self.runs[each.title])
+                    placed += [(cell, parent) for cell in missing]
+            run_cells(run, self.base.experiment.cluster, placed, total)
+
+        inputs = {name: node for plan, _ in plans.values() for name, node in _named(plan.inputs)}
+        return self._together("adaptations", "adapt", sorted(plans), inputs, work)
+
+    def _evaluations(self) -> Stage:
+        """Return the stage that plays the episodes of all cells, some cells together so that no actor waits."""
+
+        def work(run: StageRun) -> None:
+            for first in range(0, len(self.cells), CELLS_AT_A_TIME):
+                some = self.cells[first : first + CELLS_AT_A_TIME]
+                play(run, [build(run.session, each.experiment, each.stages.plans) for each in some])
+
+        keys = [each.stages.evaluate.key for each in self.cells]
+        inputs = {each.stages.adapt.key: each.stages.adapt for each in self.cells}
+        return self._together("evaluations", "evaluate", keys, inputs, work)
+
+    def _together(
+        self,
+        name: str,
+        kind: str,
+        keys: list[str],
+        inputs: Mapping[str, Stage | Given],
+        work: Callable[[StageRun], None],
+    ) -> Stage:
+        return Stage(name, kind, self._command, {"makes": keys}, work, VERSION, inputs, takes="all CPUs")
+
+    def _results(self) -> Stage:
+        """Return the stage that puts the evaluations of all cells together and writes the tables."""
+        benchmark = self.benchmark
+
+        def work(run: StageRun) -> None:
+            frames, costs = list[pd.DataFrame](), list[dict[str, Any]]()
+            for each in self.cells:
+                folder = run.session.product(each.stages.evaluate)
+                names = {"arm": each.cell.arm, "few_shot_episodes": each.cell.few_shot_episodes}
+                frames.append(pd.read_parquet(folder / EPISODES).assign(**names, training_seed=each.cell.seed))
+                methods = json.loads((folder / SUMMARY).read_text())["methods"]
+                costs += [
+                    names | {"method": method, "training_seed": each.cell.seed} | of for method, of in methods.items()
+                ]
+            pd.concat(frames, ignore_index=True).to_parquet(run.folder / EPISODES, index=False)
+            (run.folder / COSTS).write_text(json.dumps(costs, indent=1) + "\n")
+            for name in (EPISODES, COSTS):
+                run.log.log_artifact(run.folder / name)
+            tables = write_tables(run.folder, benchmark.reference, benchmark.reference_arm)
+            family, facts = get_family(self.base.experiment.family), _facts(run.session, self.base, benchmark)
+            page = write_page(run.folder, self.title, facts, benchmark.reference, family)
+            for path in [*tables, page]:
+                run.log.log_artifact(path)
+
+        outputs = (EPISODES, COSTS, "table.csv", "table.parquet", "per_task.csv", "per_task.parquet", "index.html")
+        return Stage(
+            "benchmark",
+            "benchmark",
+            self._command,
+            {"reference": [benchmark.reference, benchmark.reference_arm]},
+            work,
+            VERSION,
+            {each.title: each.stages.evaluate for each in self.cells} | {"dataset": self.base.dataset},
+            outputs=tuple(map(Path, outputs)),
         )
-        options = JobOptions(cell.experiment, base.options.outputs, rerun=base.options.rerun)
-        placed.append(PlacedCell(cell, Workspace(options, title, base=base, console=base.console)))
-    return placed
+
+    @property
+    def _command(self) -> str:
+        return f"promptdiffuser benchmark {self.benchmark.name}"
 
 
-Trainings = dict[Path, tuple[Workspace, Stage, DiffuserTraining]]
-"""Folder -> a diffuser's training and the experiment that it is logged below; experiments may share one."""
+def _named(inputs: Mapping[str, Stage | Given]) -> Iterator[tuple[str, Stage | Given]]:
+    """Yield inputs by names that those of several cells do not share."""
+    yield from ((f"{node.name}-{node.key[:8]}", node) for node in inputs.values())
 
 
-def trainings_of(
-    workspaces: list[Workspace],
-    stage_of: Callable[[Workspace, str], Stage],
-    training_of: Callable[[Workspace, str], DiffuserTraining],
-) -> Trainings:
-    """Return one training of each diffuser that the experiments need."""
-    return {
-        workspace.folder_of(stage): (workspace, stage, training_of(workspace, diffuser))
-        for workspace in workspaces
-        for diffuser in train_diffuser.diffusers(workspace)
-        for stage in [stage_of(workspace, diffuser)]
-    }
+def train_side_by_side(run: StageRun, trainings: Sequence[tuple[DiffuserStage, ExperimentRun]]) -> None:
+    """Train diffusers as one Ray task each, in the folders of their stages."""
+    jobs = [job for each, of in trainings if (job := job_of(run.session, each, of)) is not None]
+    if not jobs:
+        return
+    cluster = run.session.experiment.cluster
+    connect(cluster)
+    try:
+        with run.watch_training([job.folder for job in jobs]):
+            for job in train_apart(jobs, num_gpus=cluster.gpus_per_task):
+                job.run.finish()
+    except BaseException as error:
+        for job in jobs:
+            job.run.finish("FINISHED" if is_whole(job.folder / MODEL) else status_of(type(error)))
+        raise
 
 
-def train_side_by_side(base: Workspace, name: str, trainings: Trainings) -> None:
-    """Make trainings side by side; then each has its own stage's place in MLflow and on storage too."""
-    if trainings:
-        base.run(trainings_stage(base, name, trainings))
-    for workspace, stage, _ in trainings.values():
-        workspace.run(stage)  # finds its work done
-
-
-def trainings_stage(base: Workspace, name: str, trainings: Trainings) -> Stage:
-    """Return the stage that makes trainings side by side."""
-
-    def work(run: StageRun) -> None:
-        jobs = [job for each in trainings.values() if (job := train_diffuser.job_apart(*each)) is not None]
-        if jobs:
-            cluster = base.experiment.cluster
-            connect(cluster)
-            try:
-                with run.watch_training([job.folder for job in jobs]):
-                    for job in train_apart(jobs, num_gpus=cluster.gpus_per_task):
-                        job.run.finish()
-            except BaseException as error:
-                for job in jobs:
-                    job.run.finish("FINISHED" if (job.folder / "model").is_dir() else status_of(type(error)))
-                raise
-
-    return Stage(name, "train-diffuser", {"folders": sorted(f.name for f in trainings)}, work, base.command)
-
-
-def adaptations_stage(base: Workspace, cells: list[PlacedCell]) -> Stage:
-    """Return the stage that adapts by all methods of all cells side by side; cells may share an adaptation."""
-    plans = {
-        plan.fingerprint: (plan, each.workspace)
-        for each in cells
-        for name in each.workspace.experiment.methods
-        for plan in [adapt.plan(each.workspace, name)]
-    }
-
-    def work(run: StageRun) -> None:
-        missing = [(cell, workspace) for plan, workspace in plans.values() for cell in plan.cells if not cell.is_done]
-        unfinished = dict.fromkeys(workspace for _, workspace in missing)
-        parents = {workspace: workspace.open(adapt.stage(workspace)) for workspace in unfinished}
-        placed = [(cell, parents[workspace]) for cell, workspace in missing]
-        adapt.run_cells(run, base.experiment.cluster, placed, sum(len(plan.cells) for plan, _ in plans.values()))
-
-    return Stage("adaptations", "adapt", {"plans": sorted(plans)}, work, base.command)
-
-
-def evaluations_stage(base: Workspace, cells: list[PlacedCell]) -> Stage:
-    """Return the stage that plays the episodes of all cells, some cells together so that no actor waits."""
-    fingerprints = [evaluate.stage(each.workspace).fingerprint for each in cells]
-
-    def work(run: StageRun) -> None:
-        for first in range(0, len(cells), CELLS_AT_A_TIME):
-            some = cells[first : first + CELLS_AT_A_TIME]
-            evaluate.play(run, [evaluate.prepare(each.workspace) for each in some])
-
-    return Stage("evaluations", "evaluate", {"cells": fingerprints}, work, base.command)
-
-
-def results_stage(base: Workspace, benchmark: Benchmark, cells: list[PlacedCell]) -> Stage:
-    """Return the stage that puts the evaluations of all cells together and writes the tables."""
-    folders = [each.workspace.finished(evaluate.stage(each.workspace)) for each in cells]
-
-    def work(run: StageRun) -> None:
-        frames, costs = list[pd.DataFrame](), list[dict[str, Any]]()
-        for each, folder in zip(cells, folders, strict=True):
-            names = {"arm": each.cell.arm, "few_shot_episodes": each.cell.few_shot_episodes}
-            frames.append(pd.read_parquet(folder / EPISODES).assign(**names, training_seed=each.cell.seed))
-            methods = json.loads((folder / "summary.json").read_text())["methods"]
-            costs += [
-                names | {"method": method, "training_seed": each.cell.seed} | of for method, of in methods.items()
-            ]
-        pd.concat(frames, ignore_index=True).to_parquet(run.folder / EPISODES, index=False)
-        (run.folder / COSTS).write_text(json.dumps(costs, indent=1) + "\n")
-        for name in (EPISODES, COSTS):
-            run.run.log_artifact(run.folder / name)
-        tables = write_tables(run.folder, benchmark.reference, benchmark.reference_arm)
-        family = get_family(base.experiment.family)
-        page = write_page(run.folder, base.title, _facts(base, benchmark), benchmark.reference, family)
-        for path in [*tables, page]:
-            run.run.log_artifact(path)
-
-    settings = {
-        "cells": [folder.name for folder in folders],
-        "reference": [benchmark.reference, benchmark.reference_arm],
-    }
-    outputs = (EPISODES, COSTS, "table.csv", "table.parquet", "per_task.csv", "per_task.parquet", "index.html")
-    return Stage("benchmark", "benchmark", settings, work, base.command, outputs=tuple(map(Path, outputs)))
-
-
-def _facts(base: Workspace, benchmark: Benchmark) -> dict[str, object]:
+def _facts(session: Session, base: Base, benchmark: Benchmark) -> dict[str, object]:
     """Return what makes a family's numbers repeatable."""
-    experiment = base.experiment
-    protocol, backbone = experiment.evaluation, pretrain.backbone_folder(base).resolve()
+    protocol = base.experiment.evaluation
     return {
-        "Command": base.command,
-        "Dataset": pretrain.checked_dataset(base).manifest.digest,
-        "Backbone": fingerprint_of((backbone / "manifest.json").read_text()),
+        "Command": typed_command(),
+        "Dataset": session.dataset(base.dataset, base.experiment).manifest.digest,
+        "Backbone": ", ".join(str(session.store.content(backbone.node)) for backbone in base.backbones.values()),
         "Seeds": ", ".join(map(str, benchmark.seeds)),
         "Few-shot episodes": ", ".join(map(str, benchmark.few_shot_episodes)),
         "Episodes a test task": f"{protocol.prompts} prompts x {protocol.episodes_per_prompt}, {protocol.prompt_use}",
@@ -181,39 +248,28 @@ def _facts(base: Workspace, benchmark: Benchmark) -> dict[str, object]:
     }
 
 
-def run_family(options: BenchmarkOptions, family: str) -> None:
-    """Run the benchmark on one family and print its table."""
+def graph_of(options: BenchmarkOptions, family: str) -> tuple[JobOptions, BenchmarkGraph]:
+    """Return the graph of a benchmark on one family, and the options of its base experiment."""
     benchmark = options.benchmark.of_arms(options.arms) if options.arms else options.benchmark
-    title = f"{benchmark.name} {family}"
     base_options = JobOptions(
         benchmark.base(family), options.outputs, options.dataset, options.backbone_checkpoint, rerun=options.rerun
     )
-    with Workspace(base_options, title=title, kind="benchmark") as base:
-        base.check_rerun([*STAGES, *map(pretrain.name_of, pretrain.variants(base)), *train_diffuser.names(base)])
-        if options.dataset is None:
-            base.run(collect.stage(base))
-        for variant in pretrain.variants(base):
-            base.run(pretrain.stage(base, variant))
-        cells = place(base, benchmark)
-        for each in cells:
-            for stage in train_diffuser.preparations(each.workspace):
-                each.workspace.run(stage)
-        workspaces = [each.workspace for each in cells]
-        denoised = [each for each in workspaces if each.experiment.diffuser.denoising_steps]
-        shared = trainings_of(denoised, train_diffuser.denoising_stage, train_diffuser.denoising_training)
-        train_side_by_side(base, "denoising", shared)
-        own = trainings_of(workspaces, train_diffuser.stage, train_diffuser.multi_task_training)
-        train_side_by_side(base, "diffusers", own)
-        base.run(adaptations_stage(base, cells))
-        for each in cells:
-            each.workspace.run(adapt.stage(each.workspace))
-        base.run(evaluations_stage(base, cells))
-        for each in cells:
-            with each.workspace as workspace:
-                workspace.run(evaluate.stage(workspace))
-        folder = base.run(results_stage(base, benchmark, cells))
-        print_table(base.console, _table(family, pd.read_csv(folder / "table.csv")))
-        base.console.print(f"page     {folder / 'index.html'}", soft_wrap=True)
+    return base_options, BenchmarkGraph(base_options, benchmark, f"{benchmark.name} {family}")
+
+
+def run_family(options: BenchmarkOptions, family: str) -> None:
+    """Run the benchmark on one family and print its table."""
+    base_options, benchmark = graph_of(options, family)
+    check_names(benchmark.graph, "--rerun", options.rerun)
+    with Session(base_options, benchmark.title, "benchmark") as session:
+        benchmark.open_runs(session)
+        for stage, title in benchmark.in_order():
+            session.make([stage], benchmark.runs[title] if title else None)
+            if stage.kind == "evaluate" and title:
+                benchmark.runs[title].finish(None)
+        folder = session.product(benchmark.results)
+        print_table(session.console, _table(family, pd.read_csv(folder / "table.csv")))
+        session.console.print(f"page     {folder / 'index.html'}", soft_wrap=True)
 
 
 def _table(family: str, rows: pd.DataFrame) -> Table:

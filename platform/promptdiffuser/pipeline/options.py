@@ -26,6 +26,8 @@ class JobOptions:
     """Backbone folder to use instead of the one that the experiment's own pretrain stage writes."""
     rerun: tuple[str, ...] = ()
     """Stages to make again though they are done, by the names that are printed."""
+    accept_stale: bool = False
+    """Take over finished stages that other source made as what the present source would make, and say so no more."""
 
     def __post_init__(self) -> None:
         """Check that outputs and the backbone are on a filesystem of this machine."""

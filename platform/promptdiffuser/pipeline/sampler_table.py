@@ -1,6 +1,6 @@
 """Compare samplers on one and the same diffusers by the downstream loss behind the prompts that they generate.
 
-    python jobs/sampler_table.py quickstart
+    promptdiffuser sampler-table quickstart
 
 Diffusers are trained multi-task on the experiment's backbone, one a training seed. On the validation tasks each sampler
 then makes prompts from a few-shot set, and what is compared is L_DT, the mean squared action error of the frozen
@@ -19,14 +19,20 @@ import torch
 import tyro
 from rich.table import Table
 
+from promptdiffuser.assembly import located
 from promptdiffuser.console import print_table
 from promptdiffuser.data.plans import Rounds, held_out_plan
 from promptdiffuser.data.windows import PromptPool
 from promptdiffuser.diffusion.process import Diffusion, DiffusionConfig
+from promptdiffuser.keys import deciding
+from promptdiffuser.methods.backbones import PROMPTED
 from promptdiffuser.methods.diffusers import DIFFUSERS
+from promptdiffuser.pipeline.experiment_graph import Base, base_of
+from promptdiffuser.pipeline.graph import Graph, Stage, check_names
 from promptdiffuser.pipeline.options import JobOptions
-from promptdiffuser.pipeline.session import Stage, StageRun, Workspace
-from promptdiffuser.pipeline.stages import collect, pretrain, train_diffuser
+from promptdiffuser.pipeline.session import Session, StageRun
+from promptdiffuser.pipeline.stages import train_diffuser
+from promptdiffuser.pipeline.stages.train_diffuser import DiffuserStage
 from promptdiffuser.recipes.quickstart import quickstart
 from promptdiffuser.rng import numpy_generator
 from promptdiffuser.statistics.paired import paired_difference
@@ -37,6 +43,7 @@ from promptdiffuser.training.trainings import make_resident
 
 CPU = torch.device("cpu")
 LOSSES = "losses.parquet"
+VERSION = 1
 FEW_SHOT, OTHER_TASKS = "few-shot prompts", "other tasks' prompts"
 
 
@@ -77,64 +84,85 @@ def process_of(sampler: str, trained: DiffusionConfig) -> DiffusionConfig:
     return dataclasses.replace(trained, sampler=name, sampling_steps=int(levels))
 
 
-def seeded(workspace: Workspace, seed: int) -> Workspace:
-    """Return the experiment with another seed, but on the same dataset and backbone."""
-    options = dataclasses.replace(
-        workspace.options,
-        experiment=dataclasses.replace(workspace.experiment, seed=seed),
-        dataset=collect.dataset_location(workspace),
-        backbone_checkpoint=pretrain.backbone_folder(workspace),
-    )
-    return Workspace(options)
+class SamplerGraph:
+    """The stages of a table: the base's, and for each seed a diffuser's training and its losses by every sampler."""
+
+    def __init__(self, table: SamplerTable) -> None:
+        """Declare all stages."""
+        self.base = base_of(table.job, (PROMPTED,))
+        first = table.job.experiment.seed
+        self.trainings, self.losses = list[Stage](), list[Stage]()
+        for seed in range(first, first + table.training_seeds):
+            trained = self._training(table, seed)
+            self.trainings.append(trained.stage)
+            self.losses.append(losses_stage(self.base, table, trained))
+
+    @property
+    def graph(self) -> Graph:
+        """All stages."""
+        return Graph([*self.base.stages, *self.losses])
+
+    def _training(self, table: SamplerTable, seed: int) -> DiffuserStage:
+        """Return a diffuser's training with a seed, named by it so that several fit below one run."""
+        experiment, base = dataclasses.replace(table.job.experiment, seed=seed), self.base
+        diffuser, backbone = table.diffuser, base.backbones[PROMPTED]
+        optimised, start = None, None
+        if DIFFUSERS[diffuser].learns_optimised_prompts:
+            optimised = train_diffuser.optimised_prompts(experiment, base.dataset, backbone)
+        if experiment.diffuser.denoising_steps:
+            start = train_diffuser.denoising(experiment, base.dataset, backbone, diffuser, optimised).stage
+        made = train_diffuser.multi_task(experiment, base.dataset, backbone, diffuser, start, optimised)
+        return dataclasses.replace(made, stage=dataclasses.replace(made.stage, name=f"{made.stage.name}-seed-{seed}"))
 
 
-def training_stage(workspace: Workspace, diffuser: str) -> Stage:
-    """Return the stage that trains a diffuser, named by the seed so that several fit below one run."""
-    stage = train_diffuser.stage(workspace, diffuser)
-    return dataclasses.replace(stage, name=f"{stage.name}-seed-{workspace.experiment.seed}")
-
-
-def losses_stage(workspace: Workspace, table: SamplerTable, trained: Path) -> Stage:
+def losses_stage(base: Base, table: SamplerTable, trained: DiffuserStage) -> Stage:
     """Return the stage that generates with every sampler and measures the loss; its result is losses.parquet."""
-    experiment, dataset = workspace.experiment, pretrain.checked_dataset(workspace)
-    tasks, few_shot = dataset.family.validation_tasks, experiment.evaluation.few_shot
+    experiment = trained.experiment
+    few_shot = experiment.evaluation.few_shot
     both = dataclasses.replace(few_shot, episodes=few_shot.episodes + table.held_out_episodes)
     training = dataclasses.replace(
-        train_diffuser.training_of(workspace, table.diffuser),
-        stage="sampler-table",
-        start_from=trained / "model",
-        guidance_start=0,
-        held_out_episodes=table.held_out_episodes,
-        rounds=Rounds(),
+        trained.training, stage="sampler-table", guidance_start=0, held_out_episodes=table.held_out_episodes
     )
     settings = {
         "samplers": table.samplers,
         "generation_seeds": table.generation_seeds,
-        "few_shot_and_held_out": dataclasses.asdict(both),
-        "diffuser": resolve_precisions(train_diffuser.settings_of(training), CPU),
+        "few_shot_and_held_out": deciding(both),
+        "diffuser": resolve_precisions(deciding(training), CPU),
     }
 
     def work(run: StageRun) -> None:
         torch.set_num_threads(1)
+        dataset = run.dataset(experiment)
+        here = located(training, experiment, dataset, run.product("backbone"), run.product("diffuser"))
+        here = dataclasses.replace(here, rounds=Rounds())  # a few episodes are resident
+        tasks = dataset.family.validation_tasks
         run.expect(len(tasks) * table.generation_seeds)
-        _, others = make_resident(training, dataset.read(dataset.family.train_tasks, experiment.quality), CPU)
+        _, others = make_resident(here, dataset.read(dataset.family.train_tasks, experiment.quality), CPU)
         rows = []
         for task in tasks:
-            resident, pool = make_resident(training, dataset.few_shot([task], both), CPU)
+            resident, pool = make_resident(here, dataset.few_shot([task], both), CPU)
             for seed in range(table.generation_seeds):
-                generating = dataclasses.replace(training, stage=f"sampler-table-{task}", seed=seed)
+                generating = dataclasses.replace(here, stage=f"sampler-table-{task}", seed=seed)
                 losses = losses_of(generating.learning_task(resident, pool, CPU), table.samplers, others)
                 rows += [(name, experiment.seed, task, seed, loss) for name, loss in losses.items()]
                 run.advance()
         frame = pd.DataFrame(rows, columns=["sampler", "training_seed", "task", "generation_seed", "loss_dt"])
         frame.to_parquet(run.folder / LOSSES)
-        run.run.log_artifact(run.folder / LOSSES)
+        run.log.log_artifact(run.folder / LOSSES)
         for name, mean in frame.groupby("sampler")["loss_dt"].mean().items():
-            run.run.log_metrics({f"validation/loss_dt/{metric_name(str(name))}": mean})
+            run.log.log_metrics({f"validation/loss_dt/{metric_name(str(name))}": mean})
 
-    name = f"sampler-losses-seed-{experiment.seed}"
-    command = "python jobs/sampler_table.py quickstart"
-    return Stage(name, "sampler-losses", settings, work, command, outputs=(Path(LOSSES),))
+    return Stage(
+        f"sampler-losses-seed-{experiment.seed}",
+        "sampler-losses",
+        f"promptdiffuser sampler-table {experiment.name}",
+        settings,
+        work,
+        VERSION,
+        {"dataset": base.dataset, "backbone": base.backbones[PROMPTED].node, "diffuser": trained.stage},
+        outputs=(Path(LOSSES),),
+        takes="1 CPU",
+    )
 
 
 def metric_name(prompts_from: str) -> str:
@@ -183,23 +211,12 @@ def compared(losses: pd.DataFrame, samplers: tuple[str, ...]) -> Table:
 
 def main(table: SamplerTable) -> None:
     """Make dataset and backbone if needed, train the diffusers, measure, and print the table."""
-    with Workspace(table.job, title="sampler-table", kind="benchmark") as workspace:
-        seeds = range(workspace.experiment.seed, workspace.experiment.seed + table.training_seeds)
-        own_names = [
-            f"{name}-seed-{seed}" for seed in seeds for name in (f"diffuser-{table.diffuser}", "sampler-losses")
-        ]
-        workspace.check_rerun(["collect", "pretrain", *own_names])
-        if table.job.dataset is None:
-            workspace.run(collect.stage(workspace))
-        if table.job.backbone_checkpoint is None:
-            workspace.run(pretrain.stage(workspace))
-        folders = []
-        for seed in seeds:
-            own = seeded(workspace, seed)
-            trained = workspace.run(training_stage(own, table.diffuser))
-            folders.append(workspace.run(losses_stage(own, table, trained)))
-        losses = pd.concat([pd.read_parquet(folder / LOSSES) for folder in folders])
-    print_table(workspace.console, compared(losses, table.samplers))
+    stages = SamplerGraph(table)
+    check_names(stages.graph, "--rerun", table.job.rerun)
+    with Session(table.job, "sampler-table", "benchmark") as session:
+        session.make(stages.graph)
+        losses = pd.concat([pd.read_parquet(session.product(stage) / LOSSES) for stage in stages.losses])
+    print_table(session.console, compared(losses, table.samplers))
 
 
 def quickstart_of_fifty_levels() -> SamplerTable:

@@ -1,33 +1,38 @@
-"""What every job shares: its command line, its stages on storage and in MLflow, its progress display.
+"""A command at work: its MLflow runs, its console, and the datasets and models that its stages share.
 
-A stage is finished once, for the settings and inputs that its fingerprint is computed from. Its folder is
-`OUTPUTS/EXPERIMENT/STAGE-FINGERPRINT/`; `stage.json`, written last, says that it is complete, with which source it was
-made, and what its files were. Asked for again, a finished stage is recognised, an interrupted one continues, a damaged
-one is repaired. One process at a time works on a stage; others wait for it.
+A `Session` makes the stages of a graph one after the other. A finished stage is recognised, an interrupted one
+continues, a damaged one is repaired. One process at a time works on a stage; others wait for it.
 """
 
 import dataclasses
-import hashlib
 import json
-import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from rich.console import Console
+import torch
 
 import promptdiffuser
 from promptdiffuser.background import repeatedly
 from promptdiffuser.console import Reporter, open_console
+from promptdiffuser.data.normaliser import Normaliser
+from promptdiffuser.data.store import Dataset, open_dataset
 from promptdiffuser.errors import UserError
+from promptdiffuser.experiment import Experiment
 from promptdiffuser.files import locked, sha256, writing_below
+from promptdiffuser.keys import fingerprint
+from promptdiffuser.methods import get_method
+from promptdiffuser.models.backbone import PromptDT
+from promptdiffuser.pipeline.graph import Given, Stage
 from promptdiffuser.pipeline.options import JobOptions
+from promptdiffuser.pipeline.store import Record, StageStore, State
+from promptdiffuser.tasks import get_family
 from promptdiffuser.tracking.delivery import Delivery
 from promptdiffuser.tracking.journal import JOURNAL
 from promptdiffuser.tracking.names import (
@@ -43,58 +48,27 @@ from promptdiffuser.tracking.names import (
 from promptdiffuser.tracking.provenance import provenance, typed_command
 from promptdiffuser.tracking.store import RunLog, Tracker, prepare, resolve_uri
 from promptdiffuser.tracking.system import system_metrics
-from promptdiffuser.training.checkpoint import is_whole, write_json
+from promptdiffuser.training.model_folders import load_backbone
 
 POLL_SECONDS = 0.5
-RECORD = "stage.json"
-RECORDED = {"fingerprint", "settings", "seconds", "run", "source", "outputs"}
-
-
-def fingerprint_of(settings: Any) -> str:
-    """Return 16 hexadecimal digits that identify settings."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of an experiment."""
-
-    name: str
-    kind: str
-    """collect, pretrain, optimise-prompts, train-diffuser, few-shot, evaluate or sweep: its tag in MLflow."""
-    settings: dict[str, Any]
-    """Everything its result depends on, with the fingerprints of what it reads."""
-    work: Callable[["StageRun"], None]
-    command: str
-    """What makes it, for the error that misses it."""
-    tags: Mapping[str, str] = field(default_factory=dict)
-    """Further tags of its run, such as its method."""
-    outputs: tuple[Path, ...] = ()
-    """Files that it leaves, and folders of them, in its folder: kept with their checksums in stage.json."""
-    checkpoints: tuple[Path, ...] = ()
-    """Checkpoint folders that it leaves, in its folder or, if absolute, elsewhere: verified by their own manifests."""
-    makes: tuple[Path, ...] = ()
-    """Folders outside its own that hold its finished pieces of work; a rerun makes them again."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Identify the result: 16 hexadecimal digits."""
-        return fingerprint_of([self.name, self.settings])
+NO_RESULTS = ("cli", "recipes", "reporting", "tracking")
+"""Packages that decide no result of a stage with given settings."""
 
 
 @cache
 def source() -> dict[str, str]:
-    """Return the commit, whether files were changed since, and the digest of all files that stages run or read."""
-    found = hashlib.sha256()
+    """Return the commit, whether files were changed since, and the digest of all files that decide results."""
     root = Path(promptdiffuser.__file__).parent
-    for path in sorted(root.rglob("*")):
-        if path.is_file() and path.suffix != ".pyc":
-            found.update(f"{path.relative_to(root)} {sha256(path)}\n".encode())
+    lines = [
+        f"{path.relative_to(root)} {sha256(path)}"
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.suffix != ".pyc" and path.relative_to(root).parts[0] not in NO_RESULTS
+    ]
     tags = provenance()
     return {
         "commit": tags.get(COMMIT_TAG, "unknown"),
         "dirty": tags.get(DIRTY_TAG, "unknown"),
-        "digest": found.hexdigest()[:16],
+        "digest": fingerprint(lines),
     }
 
 
@@ -104,14 +78,63 @@ def described(made_by: Mapping[str, str]) -> str:
     return f"commit {made_by['commit'][:12]}{changed}, digest {made_by['digest'][:8]}"
 
 
+@dataclass(eq=False)
+class ExperimentRun:
+    """An experiment's own run in MLflow, below which its stages' runs lie.
+
+    It is opened when the first stage is certain to start, so that commands that are refused leave none behind.
+    """
+
+    tracker: Tracker
+    experiment: Experiment
+    title: str
+    kind: str
+    """Tag of the run: experiment, sweep or benchmark."""
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """What makes it another run besides the experiment."""
+    parent: "ExperimentRun | None" = None
+
+    def __post_init__(self) -> None:
+        tags = {FAMILY_TAG: self.experiment.family, SEED_TAG: str(self.experiment.seed)}
+        self.tracker = self.tracker.tagged(tags)
+
+    @cached_property
+    def log(self) -> RunLog:
+        """The run."""
+        # The cluster decides where an experiment runs, not what it computes.
+        experiment = self.experiment.settings()
+        tags = {STAGE_TAG: self.kind, COMMAND_TAG: typed_command()}
+        identity = experiment | dict(self.identity)
+        parent = self.parent.log if self.parent else None
+        run = self.tracker.run(self.title, fingerprint([self.title, identity]), parent, tags)
+        run.log_params(identity)
+        run.log_json("experiment.json", json.loads(self.experiment.to_json()))
+        return run
+
+    def finish(self, error: type[BaseException] | None) -> None:
+        """Close the run, if it was opened."""
+        if "log" in self.__dict__:
+            self.log.finish(status_of(error))
+
+
 @dataclass(frozen=True)
 class StageRun:
     """A stage while it works."""
 
+    session: "Session"
+    stage: Stage
     folder: Path
-    run: RunLog
+    log: RunLog
     tracker: Tracker
     reporter: Reporter
+
+    def dataset(self, experiment: Experiment) -> Dataset:
+        """Return the dataset that the stage reads."""
+        return self.session.dataset(self.stage.inputs["dataset"], experiment)
+
+    def product(self, name: str) -> Path:
+        """Return where an input lies."""
+        return self.session.product(self.stage.inputs[name])
 
     def expect(self, total: int, done: int = 0) -> None:
         """Say how many pieces of work the stage has."""
@@ -136,202 +159,185 @@ class StageRun:
             yield
 
 
-@dataclass(eq=False)
-class Workspace:
-    """An experiment on its storage, with its MLflow runs; a context that delivers their logs and closes the parent."""
+class Session:
+    """A command that makes stages of one experiment, sweep or benchmark; a context that delivers their logs."""
 
-    options: JobOptions
-    title: str = ""
-    """Name of the parent run, if not the experiment's."""
-    kind: str = "experiment"
-    """Tag of the parent run: experiment, sweep or benchmark."""
-    search: dict[str, Any] = field(default_factory=dict)
-    """What makes a sweep another one besides its experiment."""
-    base: "Workspace | None" = None
-    """The benchmark that the experiment is one cell of: its run is the parent of this one's, and its dataset and
-    backbones are adapted."""
-    console: Console = field(default_factory=open_console)
+    def __init__(
+        self, options: JobOptions, title: str = "", kind: str = "experiment", identity: Mapping[str, Any] | None = None
+    ) -> None:
+        """Open the stores of outputs and runs.
 
-    def __post_init__(self) -> None:
-        _check_writable(self.options.outputs.resolve())
-        self.experiment = self.options.experiment
-        tags = {FAMILY_TAG: self.experiment.family, SEED_TAG: str(self.experiment.seed)}
-        self.folder = self.options.outputs.resolve() / self.experiment.name
-        self.tracker = prepare(resolve_uri(), self.experiment.name, tags, self.folder / JOURNAL)
-        self.delivery = Delivery(self.tracker.uri, self.folder / JOURNAL)
+        Args:
+            options: The experiment, or the base of all, and where outputs go.
+            title: Name of its run, if not the experiment's.
+            kind: Tag of its run: experiment, sweep or benchmark.
+            identity: What makes it another run besides the experiment.
+
+        Raises:
+            UserError: The folder of the outputs cannot be written, or the MLflow store cannot be used.
+        """
+        _check_writable(options.outputs.resolve())
+        self.options, self.console, self.experiment = options, open_console(), options.experiment
+        self.folder = options.outputs.resolve() / self.experiment.name
+        self.store = StageStore(self.folder)
+        self.tracker = prepare(resolve_uri(), self.experiment.name, journal=self.folder / JOURNAL)
+        self.own = ExperimentRun(self.tracker, self.experiment, title or self.experiment.name, kind, identity or {})
+        self._delivery = Delivery(self.tracker.uri, self.folder / JOURNAL)
         self._closing = ExitStack()
-        self._verified = set[Path]()
-        self._rerun = set(self.options.rerun)
+        self._rerun = set(options.rerun)
+        self._datasets: dict[str, Dataset] = {}
+        self._backbones: dict[tuple[str, str], tuple[PromptDT, Normaliser]] = {}
 
-    @cached_property
-    def run_log(self) -> RunLog:
-        """The parent run, opened when the first stage is certain to start, so that refused jobs leave none behind."""
-        title = self.title or self.experiment.name
-        # The cluster decides where an experiment runs, not what it computes.
-        identity = {name: value for name, value in dataclasses.asdict(self.experiment).items() if name != "cluster"}
-        tags = {STAGE_TAG: self.kind, COMMAND_TAG: self.command}
-        identity |= self.search
-        parent = self.base.run_log if self.base else None
-        run = self.tracker.run(title, fingerprint_of([title, identity]), parent, tags)
-        run.log_params(identity)
-        run.log_json("experiment.json", json.loads(self.experiment.to_json()))
-        return run
-
-    def __enter__(self) -> "Workspace":
+    def __enter__(self) -> "Session":
         self._closing.enter_context(writing_below(self.folder))
-        self._closing.enter_context(self.delivery)
-        self._closing.push(self._finish)
+        self._closing.enter_context(self._delivery)
+        self._closing.push(lambda kind, *error: self.own.finish(kind))
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self._datasets.clear()
+        self._backbones.clear()
         self._closing.__exit__(*error)
 
-    def _finish(self, kind: type[BaseException] | None, *error: object) -> None:
-        if "run_log" in self.__dict__:
-            self.run_log.finish(status_of(kind))
+    def dataset(self, node: Stage | Given, experiment: Experiment) -> Dataset:
+        """Return the opened dataset of an experiment; all of it is read, so a command does it once.
 
-    @property
-    def command(self) -> str:
-        """The command that was typed."""
-        return typed_command()
+        Raises:
+            UserError: It is broken, of another family, or lacks episodes that the experiment needs.
+        """
+        location = self.store.product(node)
+        if location not in self._datasets:
+            self._datasets[location] = open_dataset(location)
+        check_dataset(self._datasets[location], experiment)
+        return self._datasets[location]
 
-    def folder_of(self, stage: Stage) -> Path:
-        """Return where a stage writes."""
-        return self.folder / f"{stage.name}-{stage.fingerprint[:8]}"
+    def backbone(self, node: Stage | Given, family: str) -> tuple[PromptDT, Normaliser]:
+        """Return a backbone on the CPU, read once, so that all policies that leave it as it is share one."""
+        at = self.store.product(node), family
+        if at not in self._backbones:
+            self._backbones[at] = load_backbone(Path(at[0]), get_family(family), torch.device("cpu"))
+        return self._backbones[at]
 
-    def check_rerun(self, names: Iterable[str]) -> None:
-        """Check that the stages to make again are among the names of this command's stages; raises `UserError`."""
-        known = list(names)
-        for name in self.options.rerun:
-            if name not in known:
-                raise UserError(f"--rerun names {name!r}, which is no stage of this command; known: {', '.join(known)}")
+    def product(self, node: Stage | Given) -> Path:
+        """Return where the readers of a model, or of a stage, find it."""
+        return Path(self.store.product(node)).resolve()
 
-    def finished(self, stage: Stage) -> Path:
-        """Return the folder of a finished stage, or raise a `UserError` with the command that makes it."""
-        folder, record = self.folder_of(stage), self._record(stage)
-        if record is None:
-            raise UserError(
-                f"stage {stage.name} of {self.experiment.name} is not finished; run `{stage.command}` first"
-            )
-        if damaged := self._damaged(stage, record):
-            raise UserError(
-                f"stage {stage.name} of {self.experiment.name} is damaged ({damaged[0]} is missing or was changed); "
-                f"run `{stage.command}`, which makes it again"
-            )
-        return folder
+    def make(self, stages: Iterable[Stage], of: ExperimentRun | None = None) -> None:
+        """Make stages in turn; each is made unless it is finished already.
 
-    def open(self, stage: Stage) -> RunLog:
+        If another process is at work on one, wait for its end.
+
+        Args:
+            stages: What to make; what they read must be finished.
+            of: The experiment whose run theirs lie below, if not the session's own.
+        """
+        for stage in stages:
+            with locked(self.store.lock_of(stage), partial(self._say_waiting, stage)):
+                self._make(stage, of or self.own)
+
+    def contents(self, stage: Stage) -> dict[str, str]:
+        """Return what the inputs of a stage contain.
+
+        Raises:
+            UserError: One is not finished or damaged; the message has the command that makes it.
+        """
+        found = {}
+        for name, node in stage.inputs.items():
+            if isinstance(node, Stage):
+                self.require(node)
+            content = self.store.content(node)
+            assert content is not None
+            found[name] = content
+        return found
+
+    def require(self, stage: Stage) -> Record:
+        """Return the record of a finished stage, or raise a `UserError` with the command that makes it."""
+        state = self.store.state(stage)
+        if state.is_done:
+            assert state.record is not None
+            return state.record
+        how = "is not finished; run `{}` first"
+        if state.damaged or state.why:
+            how = f"is damaged ({state.why}); run `{{}}`, which makes it again"
+        raise UserError(f"stage {stage.name} of {self.experiment.name} {how.format(stage.command)}")
+
+    def open(self, stage: Stage, of: ExperimentRun) -> RunLog:
         """Return a stage's run in MLflow, the same one each time that the same source asks for it."""
-        tags = {STAGE_TAG: stage.kind, FOLDER_TAG: str(self.folder_of(stage)), **stage.tags}
-        run = self.tracker.run(stage.name, f"{stage.fingerprint}-{source()['digest']}", self.run_log, tags)
-        self.run_log.set_tag(USED_RUN_TAG + stage.name, run.run_id)
+        tags = {STAGE_TAG: stage.kind, FOLDER_TAG: str(self.store.folder_of(stage)), **stage.tags}
+        run = of.tracker.run(stage.name, f"{stage.key}-{source()['digest']}", of.log, tags)
+        of.log.set_tag(USED_RUN_TAG + stage.name, run.run_id)
         return run
 
-    def run(self, stage: Stage) -> Path:
-        """Run a stage to its end, unless it is finished already, and return its folder.
-
-        If another process is at work on it, wait for its end.
-        """
-        folder = self.folder_of(stage)
-        with locked(folder.with_name(f".{folder.name}.lock"), lambda owner: self._say(stage, f"waits for {owner}")):
-            self._make(stage)
-        return folder
-
-    def _make(self, stage: Stage) -> None:
-        folder = self.folder_of(stage)
+    def _make(self, stage: Stage, of: ExperimentRun) -> None:
+        inputs, folder = self.contents(stage), self.store.folder_of(stage)
         if stage.name in self._rerun:
             self._rerun.remove(stage.name)
-            for old in (folder, *stage.makes):
-                shutil.rmtree(old, ignore_errors=True)
-        if self._is_done(stage):
+            self.store.clear(stage)
+        if self._is_done(stage, of):
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        run = self.open(stage)
+        self.store.claim(folder, inputs)
+        run = self.open(stage, of)
         run.log_params(stage.settings)
         started = time.perf_counter()
         try:
-            with self.at_work(stage.name, folder, run) as stage_run:
-                stage.work(stage_run)
+            reporter = Reporter(stage.name, self.console)
+            with system_metrics(run), reporter.showing():
+                stage.work(StageRun(self, stage, folder, run, of.tracker, reporter))
         except BaseException as error:
             run.finish(status_of(type(error)))
             raise
         seconds = time.perf_counter() - started
         run.log_metrics({"time/stage_s": seconds})
         run.finish()
-        record = {
-            "fingerprint": stage.fingerprint,
-            "settings": _as_json(stage.settings),
-            "seconds": seconds,
-            "run": run.run_id,
-            "source": source(),
-            "outputs": {
-                str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
-                for output in stage.outputs
-                for path in _files_of(folder / output)
-            },
-        }
-        write_json(folder / RECORD, record)
-        self._verified.add(folder)
+        self.store.write(stage, inputs, seconds, run.run_id, source())
         self.console.print(f"[green]✓[/] {stage.name:<32} {seconds:6.1f} s")
 
-    def _is_done(self, stage: Stage) -> bool:
+    def _is_done(self, stage: Stage, of: ExperimentRun) -> bool:
         """Return whether a stage is finished, and print why or why not. Damaged outputs are deleted."""
-        folder, record = self.folder_of(stage), self._record(stage)
-        if record is None:
-            if (folder / RECORD).exists():
-                self._say(stage, f"is made again: {folder / RECORD} is damaged or of an older version")
-            return False
-        if damaged := self._damaged(stage, record):
-            self._say(stage, f"is made again: {damaged[0]} is missing or was changed")
-            for path in damaged:
-                if path.is_dir():
-                    shutil.rmtree(path)
-                path.unlink(missing_ok=True)
-            (folder / RECORD).unlink()
-            return False
+        state = self.store.state(stage)
+        if state.why:
+            self._say(stage, f"is made again: {state.why}")
+            self.store.discard(stage, state)
         # A store that does not know the stage's run gets it: the stage runs again and finds its work done.
-        if not self.tracker.has_run(record["run"]):
+        if not state.is_done or state.record is None or not of.tracker.has_run(state.record.run):
             return False
-        self.run_log.set_tag(USED_RUN_TAG + stage.name, record["run"])
-        self.console.print(f"[green]✓[/] {stage.name:<32} done before ({record['seconds']:.0f} s then)")
-        if record["source"]["digest"] != source()["digest"]:
-            made_by = described(record["source"])
-            self._say(stage, f"was made by other source ({made_by}); --rerun {stage.name} makes it again")
+        of.log.set_tag(USED_RUN_TAG + stage.name, state.record.run)
+        self.console.print(f"[green]✓[/] {stage.name:<32} done before ({state.record.seconds:.0f} s then)")
+        if state.record.source["digest"] != source()["digest"]:
+            self._say_other_source(stage, state)
         return True
 
-    def _record(self, stage: Stage) -> dict[str, Any] | None:
-        """Return the content of a stage's stage.json, or None where there is none that can be read."""
-        path = self.folder_of(stage) / RECORD
-        try:
-            record = json.loads(path.read_text())
-        except (FileNotFoundError, ValueError):
-            return None
-        if not isinstance(record, dict) or not record.keys() >= RECORDED:
-            return None
-        if (record["fingerprint"], record["settings"]) != (stage.fingerprint, _as_json(stage.settings)):
-            raise UserError(f"{path.parent} holds another stage of the same name; move it or name other --outputs")
-        return record
+    def _say_other_source(self, stage: Stage, state: State) -> None:
+        assert state.record is not None
+        made_by = described(state.record.source)
+        if self.options.accept_stale:
+            self.store.accept(stage, source())
+            self._say(stage, f"was made by other source ({made_by}); accepted as what the present source makes")
+            return
+        self._say(
+            stage,
+            f"was made by other source ({made_by}); --rerun {stage.name} makes it again, --accept-stale takes it over",
+        )
 
-    def _damaged(self, stage: Stage, record: Mapping[str, Any]) -> list[Path]:
-        """Return the files and checkpoints of a stage that are not as it left them; looks once in a process."""
-        folder = self.folder_of(stage)
-        if folder in self._verified:
-            return []
-        damaged = [folder / name for name, of in record["outputs"].items() if not _is_as_recorded(folder / name, of)]
-        damaged += [folder / name for name in stage.checkpoints if not is_whole(folder / name)]
-        if not damaged:
-            self._verified.add(folder)
-        return damaged
+    def _say_waiting(self, stage: Stage, owner: str) -> None:
+        self._say(stage, f"waits for {owner}")
 
     def _say(self, stage: Stage, text: str) -> None:
         self.console.print(f"[yellow]! {stage.name}[/] {text}", soft_wrap=True, highlight=False)
 
-    @contextmanager
-    def at_work(self, name: str, folder: Path, run: RunLog) -> Iterator[StageRun]:
-        """Show the progress of what the body does, and log what it makes of the machine."""
-        reporter = Reporter(name, self.console)
-        with system_metrics(run), reporter.showing():
-            yield StageRun(folder, run, self.tracker, reporter)
+
+def check_dataset(dataset: Dataset, experiment: Experiment) -> None:
+    """Check that a dataset has the episodes that an experiment needs; raises `UserError`."""
+    if dataset.manifest.family != experiment.family:
+        raise UserError(f"{dataset.location} holds {dataset.manifest.family}, the experiment is on {experiment.family}")
+    dataset.files(dataset.family.train_tasks, experiment.quality)
+    few_shot = experiment.evaluation.few_shot
+    for task in (*dataset.family.validation_tasks, *dataset.family.test_tasks):
+        dataset.check_few_shot(task, few_shot)
+    methods = [get_method(name) for name in experiment.methods]
+    for quality in dict.fromkeys(quality for method in methods for quality in method.qualities):
+        for task in dataset.family.test_tasks:
+            dataset.check_few_shot(task, dataclasses.replace(few_shot, quality=quality))
 
 
 def _check_writable(folder: Path) -> None:
@@ -343,22 +349,8 @@ def _check_writable(folder: Path) -> None:
         raise UserError(f"{folder} cannot be written ({error.strerror}); name another folder by --outputs") from error
 
 
-def _as_json(settings: Any) -> Any:
-    return json.loads(json.dumps(settings, default=str))
-
-
-def _files_of(output: Path) -> list[Path]:
-    if not output.is_dir():
-        return [output]
-    return sorted(path for path in output.rglob("*") if path.is_file() and not path.name.startswith("."))
-
-
-def _is_as_recorded(path: Path, recorded: Mapping[str, Any]) -> bool:
-    return path.is_file() and path.stat().st_size == recorded["bytes"] and sha256(path) == recorded["sha256"]
-
-
 def status_of(error: type[BaseException] | None) -> Literal["FINISHED", "FAILED", "KILLED"]:
-    """Return the MLflow status of a run whose work ended with an error, or without one."""
+    """Return the status of a run whose work ended with an error, or with none."""
     if error is None:
         return "FINISHED"
     return "KILLED" if issubclass(error, KeyboardInterrupt) else "FAILED"

@@ -1,7 +1,7 @@
 """Search around an experiment with Ray Tune, scored on validation tasks; the best is confirmed once on test tasks.
 
-    python jobs/sweep.py quickstart-guidance --confirm
-    python jobs/sweep.py quickstart-guidance --space guidance.weight=0,1,5,10,20 --trials 12
+    promptdiffuser sweep quickstart-guidance --confirm
+    promptdiffuser sweep quickstart-guidance --space guidance.weight=0,1,5,10,20 --trials 12
 
 The base experiment's dataset and backbone are made first where they are missing. The same command continues a sweep
 that was interrupted; with more trials, or a larger space, it extends a finished one. Trials that have ended never run
@@ -14,52 +14,63 @@ import math
 from typing import Any
 
 import pandas as pd
-import torch
 from rich.table import Table
 
 from promptdiffuser.background import repeatedly
-from promptdiffuser.console import print_table, with_interval
+from promptdiffuser.console import Reporter, print_table, with_interval
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.sweeps import run_sweep
 from promptdiffuser.distributed.trials import SUMMARISED, SweepPlan
 from promptdiffuser.errors import UserError
 from promptdiffuser.experiment import Experiment
 from promptdiffuser.files import locked
+from promptdiffuser.keys import deciding, fingerprint
 from promptdiffuser.methods import get_method
-from promptdiffuser.pipeline import run as pipeline
+from promptdiffuser.pipeline.experiment_graph import Base, base_of
+from promptdiffuser.pipeline.graph import Graph, check_names
 from promptdiffuser.pipeline.options import JobOptions, SweepOptions
-from promptdiffuser.pipeline.session import POLL_SECONDS, Workspace, fingerprint_of
-from promptdiffuser.pipeline.stages import collect, pretrain
+from promptdiffuser.pipeline.run import run_experiment
+from promptdiffuser.pipeline.session import POLL_SECONDS, Session
+from promptdiffuser.pipeline.work.pretrain import validation_of
 from promptdiffuser.rng import SIMULATOR_SEEDS, seed_at
 from promptdiffuser.sweeps.ledger import Ledger, Row, trial_number
 from promptdiffuser.sweeps.space import apply, change_space, value_of
 from promptdiffuser.sweeps.sweep import Sweep
 from promptdiffuser.tasks import get_family
+from promptdiffuser.tracking.system import system_metrics
 from promptdiffuser.training.checkpoint import write_json
-from promptdiffuser.training.model_folders import load_backbone
+
+VERSION = 1
 
 
 def main(options: SweepOptions) -> None:
     """Make the backbone if needed, run the sweep, write and print its table, and confirm its best."""
+    job, sweep, base = _base(options)
+    check_names(base.stages, "--rerun", options.rerun)
+    with Session(job, sweep.name, "sweep", identity_of(sweep)) as session:
+        session.console.print(sweep.describe(), markup=False, highlight=False, soft_wrap=True)
+        if sweep.trains_backbone:  # refused before anything is collected, and the local cluster has a dashboard
+            connect(sweep.experiment.cluster, validates=True, dashboard=True)
+        session.make(base.stages)
+        plan = plan_of(session, sweep, base)
+        run(session, plan)
+        best = write_results(plan, session)
+        if options.confirm:
+            confirm(plan, session, options, session.store.product(base.dataset), best)
+
+
+def _base(options: SweepOptions) -> tuple[JobOptions, Sweep, Base]:
+    """Return the base experiment's options, the sweep with the space that was asked for, and what it starts from."""
     sweep = dataclasses.replace(options.sweep, space=change_space(options.sweep.space, options.space))
     job = JobOptions(
         sweep.experiment, options.outputs, options.dataset, options.backbone_checkpoint, rerun=options.rerun
     )
-    with Workspace(job, title=sweep.name, kind="sweep", search=identity_of(sweep)) as workspace:
-        backbone = get_method(sweep.method).backbone
-        workspace.check_rerun(["collect", *([] if sweep.trains_backbone else [pretrain.name_of(backbone)])])
-        workspace.console.print(sweep.describe(), markup=False, highlight=False, soft_wrap=True)
-        if sweep.trains_backbone:  # refused before anything is collected, and the local cluster has a dashboard
-            connect(sweep.experiment.cluster, validates=True, dashboard=True)
-        if options.dataset is None:
-            workspace.run(collect.stage(workspace))
-        if options.backbone_checkpoint is None and not sweep.trains_backbone:
-            workspace.run(pretrain.stage(workspace, backbone))
-        plan = plan_of(workspace, sweep)
-        run(workspace, plan)
-        best = write_results(plan, workspace)
-        if options.confirm:
-            confirm(plan, workspace, options, best)
+    return job, sweep, base_of(job, () if sweep.trains_backbone else (get_method(sweep.method).backbone,))
+
+
+def base_graph(options: SweepOptions) -> Graph:
+    """Return the stages that a sweep makes before its trials."""
+    return Graph(_base(options)[2].stages)
 
 
 def identity_of(sweep: Sweep) -> dict[str, Any]:
@@ -73,52 +84,52 @@ def identity_of(sweep: Sweep) -> dict[str, Any]:
     return {"sweep": identity}
 
 
-def plan_of(workspace: Workspace, sweep: Sweep) -> SweepPlan:
+def plan_of(session: Session, sweep: Sweep, base: Base) -> SweepPlan:
     """Return the sweep with its folder, its data and its backbone."""
-    experiment, dataset = workspace.experiment, pretrain.checked_dataset(workspace)
-    base = dataclasses.asdict(experiment) | {"cluster": None}
-    settings: list[Any] = [sweep.name, base, identity_of(sweep), dataset.manifest.digest]
-    backbone_folder, backbone = workspace.folder, experiment.backbone
+    experiment = session.experiment
+    dataset = session.dataset(base.dataset, experiment)
+    settings: list[Any] = [VERSION, sweep.name, deciding(experiment), identity_of(sweep), dataset.manifest.digest]
+    backbone_folder, backbone = session.folder, experiment.backbone
     if not sweep.trains_backbone:
-        backbone_folder = pretrain.backbone_folder(workspace, get_method(sweep.method).backbone).resolve()
-        backbone = load_backbone(backbone_folder, get_family(experiment.family), torch.device("cpu"))[0].config
-        settings.append((backbone_folder / "manifest.json").read_text())
+        (frozen,) = base.backbones.values()
+        backbone_folder, backbone = session.product(frozen.node), frozen.config
+        settings.append(session.store.content(frozen.node))
     return SweepPlan(
-        Ledger(workspace.folder / f"sweep-{fingerprint_of(settings)[:8]}", sweep),
+        Ledger(session.folder / f"sweep-{fingerprint(settings)[:8]}", sweep),
         dataset,
-        pretrain.validation_of(dataset, experiment, sweep.method, backbone_folder),
+        validation_of(dataset, experiment, sweep.method, backbone_folder),
         backbone_folder,
         backbone,
-        workspace.tracker,
-        workspace.run_log,
+        session.own.tracker,
+        session.own.log,
     )
 
 
-def run(workspace: Workspace, plan: SweepPlan) -> None:
+def run(session: Session, plan: SweepPlan) -> None:
     """Run what is left of the sweep, if anything is, showing how many trials have ended."""
     ledger = plan.ledger
     lock = ledger.folder.with_name(f".{ledger.folder.name}.lock")
-    with locked(lock, lambda owner: workspace.console.print(f"waits for {owner}", highlight=False)):
-        _run_what_is_left(workspace, plan)
+    with locked(lock, lambda owner: session.console.print(f"waits for {owner}", highlight=False)):
+        _run_what_is_left(session, plan)
 
 
-def _run_what_is_left(workspace: Workspace, plan: SweepPlan) -> None:
+def _run_what_is_left(session: Session, plan: SweepPlan) -> None:
     ledger, sweep = plan.ledger, plan.ledger.sweep
     ended = len(ledger.rows())
-    workspace.console.print(f"{ended} {'trial has' if ended == 1 else 'trials have'} ended before", highlight=False)
+    session.console.print(f"{ended} {'trial has' if ended == 1 else 'trials have'} ended before", highlight=False)
     if ledger.is_finished():
         return
     connect(sweep.experiment.cluster, trials=max(1, sweep.concurrency), dashboard=sweep.trains_backbone)
-    with workspace.at_work(f"sweep {sweep.name}", ledger.folder, plan.parent) as shown:
+    reporter = Reporter(f"sweep {sweep.name}", session.console)
 
-        def look() -> None:
-            shown.expect(max(sweep.most_trials or 0, len(ledger)), len(ledger.rows()))
+    def look() -> None:
+        reporter.expect(max(sweep.most_trials or 0, len(ledger)), len(ledger.rows()))
 
-        with repeatedly(look, POLL_SECONDS):
-            run_sweep(plan)
+    with system_metrics(plan.parent), reporter.showing(), repeatedly(look, POLL_SECONDS):
+        run_sweep(plan)
 
 
-def write_results(plan: SweepPlan, workspace: Workspace) -> Row | None:
+def write_results(plan: SweepPlan, session: Session) -> Row | None:
     """Write the table and the best configuration, keep both with the sweep's run, and print them."""
     ledger, sweep = plan.ledger, plan.ledger.sweep
     rows, best = ledger.rows(), ledger.best()
@@ -141,21 +152,21 @@ def write_results(plan: SweepPlan, workspace: Workspace) -> Row | None:
     for name in names:
         plan.parent.log_artifact(ledger.folder / name)
     num_tasks = len(get_family(sweep.experiment.family).validation_tasks)
-    print_table(workspace.console, table(ledger, rows, num_tasks))
+    print_table(session.console, table(ledger, rows, num_tasks))
     for name in names:
-        workspace.console.print(f"{name:<16} {ledger.folder / name}", soft_wrap=True)
+        session.console.print(f"{name:<16} {ledger.folder / name}", soft_wrap=True)
     return best
 
 
 def best_experiment(ledger: Ledger, row: Row) -> Experiment:
-    """Return the experiment of a trial, for `python jobs/pipeline.py --from-file`."""
+    """Return the experiment of a trial, for `promptdiffuser run --from-file`."""
     sweep = ledger.sweep
     # A member of a population ends with other values than it began with.
     experiment = apply({field: row[field] for field in ledger.point(trial_number(row["trial"]))}, sweep.experiment)
     return dataclasses.replace(experiment, name=f"{sweep.name}-best", methods=(sweep.method,))
 
 
-def confirm(plan: SweepPlan, workspace: Workspace, options: SweepOptions, best: Row | None) -> None:
+def confirm(plan: SweepPlan, session: Session, options: SweepOptions, dataset: str, best: Row | None) -> None:
     """Run the pipeline on the best configuration with seeds that no trial had; the sweep's run gets its test result."""
     sweep = plan.ledger.sweep
     if best is None:
@@ -169,7 +180,7 @@ def confirm(plan: SweepPlan, workspace: Workspace, options: SweepOptions, best: 
         evaluation=dataclasses.replace(experiment.evaluation, seed=seed),
     )
     backbone = None if sweep.trains_backbone else plan.backbone_folder
-    results = pipeline.run_experiment(JobOptions(fresh, options.outputs, collect.dataset_location(workspace), backbone))
+    results = run_experiment(JobOptions(fresh, options.outputs, dataset, backbone))
     summary = json.loads((results / "summary.json").read_text())
     result = summary["methods"][sweep.method]
     confirmed = {
@@ -181,7 +192,7 @@ def confirm(plan: SweepPlan, workspace: Workspace, options: SweepOptions, best: 
     write_json(plan.ledger.folder / "confirmed.json", {"trial": best["trial"], "seed": seed} | confirmed)
     plan.parent.log_metrics({name: math.nan if value is None else value for name, value in confirmed.items()})
     plan.parent.log_artifact(plan.ledger.folder / "confirmed.json")
-    workspace.console.print(
+    session.console.print(
         f"{best['trial']} confirmed on {len(summary['test_tasks'])} test tasks: "
         f"{with_interval(result['mean'], result['ci_low'], result['ci_high'])}; "
         f"validation {best['validation/return']:.1f}"

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -123,6 +123,10 @@ class Tracker:
     tags: Mapping[str, str]
     """Of every run."""
     journal: Path | None = None
+
+    def tagged(self, tags: Mapping[str, str]) -> "Tracker":
+        """Return a tracker that tags its runs with these, too."""
+        return replace(self, tags={**self.tags, **tags})
 
     def run(self, name: str, fingerprint: str, parent: "RunLog | None", tags: Mapping[str, str]) -> "RunLog":
         """Return the run with this fingerprint (below `parent`, if given), reopened; or a new one.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from promptdiffuser.errors import UserError
+from promptdiffuser.keys import NOT_DECIDING
 from promptdiffuser.training.allocator import keep_freed_memory
 from promptdiffuser.training.checkpoint import Checkpoint
 
@@ -42,9 +43,9 @@ class OptimisationConfig:
     """Largest length of the update's gradient; 0 does not clip."""
     average_decay: float = 0.0
     """Decay per step of the moving average of weights that is used after training; 0 keeps the last weights."""
-    checkpoint_every: int = 1_000
+    checkpoint_every: int = field(default=1_000, metadata=NOT_DECIDING)
     """Steps between checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = field(default=2, metadata=NOT_DECIDING)
     """Newest checkpoints that are kept; the one before the newest is there for the day the newest is broken."""
     snapshot_every: int = 0
     """Steps between snapshots of the model, which are scored on validation tasks beside the training, or few-shot on

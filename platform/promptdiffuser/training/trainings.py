@@ -18,6 +18,7 @@ from promptdiffuser.data.plans import Address, EpisodeIndex, Planner, Rounds
 from promptdiffuser.data.windows import PromptPool, ResidentEpisodes, WindowSource, cut_pool_pieces
 from promptdiffuser.diffusion.process import DiffusionConfig
 from promptdiffuser.diffusion.prompt_space import PromptSpace
+from promptdiffuser.keys import NOT_DECIDING
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.models.denoiser import DenoiserConfig
 from promptdiffuser.tasks import get_family
@@ -139,7 +140,6 @@ class DiffuserTraining:
     seed: int
     stage: str
     """`multi-task`, or `few-shot-TASK`: part of the address of every random number."""
-    backbone_folder: Path
     denoiser: DenoiserConfig
     diffusion: DiffusionConfig
     guidance: GuidanceConfig
@@ -152,12 +152,14 @@ class DiffuserTraining:
     prompt_length: int
     window_steps: int | None
     """Steps of the history windows that the backbone sees; None for whole episodes."""
-    dataset_digest: str
-    rounds: Rounds = field(default_factory=Rounds)
-    start_from: Path | None = None
     held_out_episodes: int = 0
     """Last episodes that the updates do not see; the snapshot that is best on them becomes the model."""
-    optimised_prompts: Path | None = None
+    # What is read decides by what it contains, not by where it lies, so these are no settings.
+    dataset_digest: str = field(default="", metadata=NOT_DECIDING)
+    rounds: Rounds = field(default_factory=Rounds, metadata=NOT_DECIDING)
+    backbone_folder: Path = field(default=Path(), metadata=NOT_DECIDING)
+    start_from: Path | None = field(default=None, metadata=NOT_DECIDING)
+    optimised_prompts: Path | None = field(default=None, metadata=NOT_DECIDING)
     """Folder of tuned prompts that are learnt in the place of the episodes' own."""
 
     def normaliser(self) -> Normaliser:

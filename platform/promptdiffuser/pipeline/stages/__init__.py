@@ -1,1 +1,1 @@
-"""The stages of an experiment, one file each."""
+"""What the stages of an experiment are: their inputs, settings, keys and outputs, one file each; work/ makes them."""

@@ -1,165 +1,111 @@
-"""Adapt the frozen backbone to every unseen test task by every method of an experiment, as Ray tasks.
+"""Every method adapts the frozen backbone to every test task.
 
-    python jobs/adapt.py quickstart --methods prompt-dt prompt-diffuser-context
-
-A method on a task is a cell. Cells lie in folders named by what they compute, so an interrupted job goes on cell by
-cell, and a longer list of methods runs the new ones alone.
+A method's adaptations are a part of the stage with a key of their own: a longer list of methods, or another setting of
+one of them, adapts by the new ones only.
 """
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from promptdiffuser.distributed.adaptation import adapt_cells
-from promptdiffuser.distributed.cluster import connect
-from promptdiffuser.experiment import ClusterConfig
-from promptdiffuser.methods import get_method
-from promptdiffuser.methods.cells import AdaptationCell
-from promptdiffuser.pipeline.options import JobOptions
-from promptdiffuser.pipeline.session import Stage, StageRun, Workspace, fingerprint_of, status_of
-from promptdiffuser.pipeline.stages import pretrain, train_diffuser
-from promptdiffuser.pipeline.stages.diagnostics import look_inside
+from promptdiffuser.assembly import few_shot_training
+from promptdiffuser.experiment import Experiment
+from promptdiffuser.keys import deciding, fingerprint
+from promptdiffuser.methods import get_method, settings_of
+from promptdiffuser.methods.adaptation import Method
+from promptdiffuser.pipeline.graph import Given, Part, Stage
+from promptdiffuser.pipeline.stages.pretrain import Backbone, inputs_settings, tasks_taken, training_device
+from promptdiffuser.pipeline.stages.train_diffuser import DiffuserStage
 from promptdiffuser.tasks import get_family
-from promptdiffuser.tracking.names import METHOD_TAG, STAGE_TAG, TASK_TAG
-from promptdiffuser.tracking.store import RunLog, Tracker
-from promptdiffuser.training.checkpoint import read_manifest
 from promptdiffuser.training.precision import resolve_precisions
 from promptdiffuser.training.trainings import DiffuserTraining
+
+if TYPE_CHECKING:
+    from promptdiffuser.pipeline.session import StageRun
+
+VERSION = 1
+POLICY = "policy"
 
 
 @dataclass(frozen=True)
 class MethodPlan:
-    """A method's cells and what names their content."""
+    """A method of an experiment, and what its adaptations read."""
 
-    method: str
-    fingerprint: str
-    cells: tuple[AdaptationCell, ...]
-
-    @property
-    def folder(self) -> Path:
-        """Folder of all cells."""
-        return self.cells[0].folder.parent
-
-    @property
-    def content(self) -> str:
-        """Identify the policies that the finished cells made, whatever they cost: 16 hexadecimal digits."""
-        manifests = {cell.task: read_manifest(cell.result) for cell in self.cells}
-        policies = {task: {name: of[name] for name in of if name != "cost.json"} for task, of in manifests.items()}
-        return fingerprint_of([self.fingerprint, policies])
-
-    @property
-    def diffusers(self) -> dict[int, Path]:
-        """Target task -> folder of the diffuser that makes its prompts from its few-shot set.
-
-        Nothing for methods without a diffuser, and for zero-shot ones, which make prompts from something else.
-        """
-        if get_method(self.method).is_zero_shot:
-            return {}
-        trained = {c.task: c.folder / "model" if c.few_shot_training else c.diffuser_folder for c in self.cells}
-        return {task: folder for task, folder in trained.items() if folder is not None}
+    method: Method
+    experiment: Experiment
+    part: Part
+    inputs: Mapping[str, Stage | Given]
+    """dataset, backbone and, for methods that have one, diffuser."""
+    few_shot_training: DiffuserTraining | None
+    """The diffuser's few-shot updates, without task, data and models."""
 
 
-@cache
-def plan(workspace: Workspace, name: str) -> MethodPlan:
-    """Return a method's cells on the test tasks; several stages of a job ask for it."""
-    experiment, method, dataset = workspace.experiment, get_method(name), pretrain.checked_dataset(workspace)
-    backbone_folder = pretrain.backbone_folder(workspace, method.backbone).resolve()
-    settings = pretrain.inputs_settings(experiment, experiment.evaluation)
-    tasks = get_family(experiment.family).test_tasks
-    content: dict[str, Any] = {
-        "method": name,
-        "dataset": dataset.manifest.digest,
-        "backbone": (backbone_folder / "manifest.json").read_text(),
-        "settings": dataclasses.asdict(settings),
+def plan(
+    experiment: Experiment,
+    dataset: Stage | Given,
+    backbones: Mapping[str, Backbone],
+    diffusers: Mapping[str, DiffuserStage],
+    name: str,
+) -> MethodPlan:
+    """Return a method's adaptations to the test tasks."""
+    method, tasks = get_method(name), get_family(experiment.family).test_tasks
+    seen = inputs_settings(experiment, experiment.evaluation)
+    settings: dict[str, Any] = {
+        "quality": seen.quality,
+        "few_shot": deciding(seen.few_shot),
+        "context_transitions": seen.context_transitions,
+        "num_prompts": seen.num_prompts,
+        "target_return": seen.target_return,
+        "seed": seen.seed,
+        "tasks": tasks,
+        "method": deciding(settings_of(experiment.adaptation, method)),
     }
-    diffuser_folder, trainings = None, dict[int, DiffuserTraining]()
+    inputs: dict[str, Stage | Given] = {"dataset": dataset, "backbone": backbones[method.backbone].node}
+    training = None
     if method.diffuser is not None:
-        diffuser_folder = workspace.finished(train_diffuser.stage(workspace, method.diffuser)) / "model"
-        content["diffuser"] = (diffuser_folder / "manifest.json").read_text()
-    if method.diffuser is not None and method.few_shot_updates:
-        trainings = {task: train_diffuser.few_shot_of(workspace, method.diffuser, task) for task in tasks}
-        content["few_shot"] = {task: train_diffuser.settings_of(training) for task, training in trainings.items()}
-    fingerprint = fingerprint_of(resolve_precisions(content, pretrain.training_device(experiment)))
-    folder = workspace.folder / "adaptations" / f"{name}-{fingerprint[:8]}"
-    cells = tuple(
-        AdaptationCell(
-            name,
-            task,
-            folder / f"task-{task}",
-            dataset,
-            backbone_folder,
-            settings,
-            diffuser_folder,
-            trainings.get(task),
-        )
-        for task in tasks
-    )
-    return MethodPlan(name, fingerprint, cells)
+        inputs["diffuser"] = diffusers[method.diffuser].stage
+        if method.few_shot_updates:
+            training = few_shot_training(diffusers[method.diffuser].training, experiment, None, task=tasks[0])
+            settings["few_shot_training"] = deciding(training)
+    settings = resolve_precisions(settings, training_device(experiment))
+    key = fingerprint([name, VERSION, settings, {input_name: node.key for input_name, node in inputs.items()}])
+    checkpoints = tuple(Path(f"task-{task}") / POLICY for task in tasks)
+    part = Part(name, key, Path("adaptations") / f"{name}-{key[:8]}", checkpoints)
+    return MethodPlan(method, experiment, part, inputs, training)
 
 
-def stage(workspace: Workspace) -> Stage:
-    """Return the adapt stage."""
-    plans = [plan(workspace, name) for name in workspace.experiment.methods]
+def stage(experiment: Experiment, plans: list[MethodPlan], looks_inside: bool = True) -> Stage:
+    """Return the adapt stage.
 
-    def work(run: StageRun) -> None:
-        cells = [cell for each in plans for cell in each.cells]
-        missing = [(cell, run.run) for cell in cells if not cell.is_done]
-        if missing:
-            few_shot, tasks = workspace.experiment.evaluation.few_shot, sorted({cell.task for cell in cells})
-            pretrain.log_input(run, pretrain.checked_dataset(workspace), tuple(tasks), few_shot.quality)
-        run_cells(run, workspace.experiment.cluster, missing, len(cells))
-        # A benchmark trains more diffusers than anybody looks into.
-        if workspace.base is None and (models := {each.method: each.diffusers for each in plans if each.diffusers}):
-            look_inside(run, workspace, models)
+    Args:
+        experiment: The experiment.
+        plans: Its methods.
+        looks_inside: Whether the prompts of its diffusers are examined.
+    """
 
+    def work(run: "StageRun") -> None:
+        from promptdiffuser.pipeline.work.adapt import adapt
+
+        adapt(run, experiment, plans, looks_inside)
+
+    inputs = {"dataset": plans[0].inputs["dataset"]}
+    for each in plans:
+        inputs |= {node.name: node for node in each.inputs.values() if node is not inputs["dataset"]}
     return Stage(
         "adapt",
         "adapt",
-        {each.method: each.fingerprint for each in plans},
+        f"promptdiffuser stage adapt {experiment.name}",
+        {"methods": [each.method.name for each in plans]},
         work,
-        f"python jobs/adapt.py {workspace.experiment.name}",
-        checkpoints=tuple(cell.result for each in plans for cell in each.cells),
-        makes=tuple(each.folder for each in plans),
+        VERSION,
+        inputs,
+        parts=tuple(each.part for each in plans),
+        takes=tasks_taken(experiment),
+        progress=lambda root, folder: _progress(root, plans),
     )
 
 
-def run_cells(
-    run: StageRun, cluster: ClusterConfig, missing: Sequence[tuple[AdaptationCell, RunLog]], total: int
-) -> None:
-    """Run the cells that are missing of a total, each given with the run that its training's run lies below."""
-    run.expect(total, total - len(missing))
-    if missing:
-        connect(cluster)
-        logged = [(cell, history_log(run.tracker, parent, cell)) for cell, parent in missing]
-        try:
-            for _ in adapt_cells(logged, num_gpus=cluster.gpus_per_task):
-                run.advance()
-        except BaseException as error:
-            for cell, log in logged:
-                if log is not None:
-                    log.finish("FINISHED" if cell.is_done else status_of(type(error)))
-            raise
-
-
-def history_log(tracker: Tracker, parent: RunLog, cell: AdaptationCell) -> RunLog | None:
-    """Return the run that a cell's training is logged to; a cell that trains nothing has none."""
-    if cell.few_shot_training is None:
-        return None
-    return tracker.run(
-        f"few-shot {cell.method} task {cell.task}",
-        f"{cell.folder.parent.name}/{cell.task}",
-        parent,
-        {STAGE_TAG: "few-shot-task", METHOD_TAG: cell.method, TASK_TAG: str(cell.task)},
-    )
-
-
-def main(options: JobOptions) -> None:
-    """Run the stage."""
-    with Workspace(options) as workspace:
-        workspace.check_rerun(["adapt"])
-        workspace.run(stage(workspace))
-        for name in workspace.experiment.methods:
-            print(plan(workspace, name).folder)
+def _progress(root: Path, plans: list[MethodPlan]) -> str:
+    policies = [root / each.part.folder / name for each in plans for name in each.part.checkpoints]
+    return f"{sum((policy / 'manifest.json').exists() for policy in policies)} of {len(policies)} adaptations"

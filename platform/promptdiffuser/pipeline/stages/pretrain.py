@@ -1,78 +1,79 @@
-"""Pre-train the Prompt-DT backbone on the training tasks: Ray Data reads and shards, Ray Train trains.
+"""The backbones of an experiment, pre-trained on the training tasks."""
 
-python jobs/pretrain.py quickstart --cluster.train-workers 1
-"""
-
-import dataclasses
-from functools import cache
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from promptdiffuser.assembly import backbone_training, rounds_of
-from promptdiffuser.data.store import Dataset, open_dataset
-from promptdiffuser.distributed.cluster import connect
-from promptdiffuser.distributed.training import TrainJob, train_on_cluster
-from promptdiffuser.distributed.validation import Validation
-from promptdiffuser.errors import UserError
 from promptdiffuser.experiment import Experiment
-from promptdiffuser.methods import get_method
+from promptdiffuser.keys import deciding, fingerprint
 from promptdiffuser.methods.backbones import PROMPTED, backbone_config
 from promptdiffuser.methods.inputs import InputsSettings
-from promptdiffuser.pipeline.options import JobOptions
-from promptdiffuser.pipeline.session import Stage, StageRun, Workspace
-from promptdiffuser.pipeline.stages import collect
+from promptdiffuser.models.backbone import BackboneConfig
+from promptdiffuser.pipeline.graph import Given, Stage
 from promptdiffuser.rollout.protocol import ProtocolConfig
 from promptdiffuser.tasks import get_family
-from promptdiffuser.tasks.experts import Quality
+from promptdiffuser.training.checkpoint import read_manifest
+from promptdiffuser.training.engine import OptimisationConfig
+from promptdiffuser.training.model_folders import load_backbone
 from promptdiffuser.training.precision import resolve_precisions
-from promptdiffuser.training.trainings import Training
 
+if TYPE_CHECKING:
+    from promptdiffuser.pipeline.session import StageRun
+
+VERSION = 1
 MODEL = Path("model")
 """Name of the folder with the trained model, inside the folder of the stage."""
 
 
-def variants(workspace: Workspace) -> list[str]:
-    """Return the variants of the backbone that the experiment's methods need and that were not passed, each once.
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen backbone and its sizes."""
 
-    Diffusers are trained through the one with prompts and returns.
-    """
-    methods = [get_method(name) for name in workspace.experiment.methods]
-    needed = dict.fromkeys(method.backbone for method in methods)
-    return [name for name in needed if not (name == PROMPTED and workspace.options.backbone_checkpoint)]
+    node: Stage | Given
+    config: BackboneConfig
 
 
-def stage(workspace: Workspace, variant: str = PROMPTED) -> Stage:
+def stage(experiment: Experiment, dataset: Stage | Given, variant: str = PROMPTED) -> Stage:
     """Return the stage that pre-trains a variant of the backbone."""
-    experiment = workspace.experiment
     backbone = backbone_config(variant, experiment.backbone)
-    family = get_family(experiment.family)
-    dataset = checked_dataset(workspace)
     settings = {
-        "family": family.name,
+        "family": experiment.family,
         "seed": experiment.seed,
-        "dataset": dataset.manifest.digest,
         "quality": experiment.quality,
-        "backbone": dataclasses.asdict(backbone),
-        "pretraining": dataclasses.asdict(experiment.pretraining),
-        "rounds": rounds_of(dataset, experiment).settings,
-        "validation": dataclasses.asdict(experiment.validation),
+        "backbone": deciding(backbone),
+        "pretraining": deciding(experiment.pretraining),
+        "rounds": rounds_settings(experiment),
+        "validation": validation_settings(experiment, experiment.pretraining.optimisation),
     }
 
-    def work(run: StageRun) -> None:
-        training = backbone_training(experiment, dataset, backbone)
-        train_with_ray(run, training, dataset, experiment, validation_of(dataset, experiment, "prompt-dt"))
-        suffix = "" if variant == PROMPTED else f"-{variant}"
-        run.run.log_model(f"{experiment.name}-backbone{suffix}", run.folder / "model", "pretrain")
+    def work(run: "StageRun") -> None:
+        from promptdiffuser.pipeline.work.pretrain import pretrain
+
+        pretrain(run, experiment, backbone, variant)
 
     return Stage(
         name_of(variant),
         "pretrain",
+        f"promptdiffuser stage pretrain {experiment.name}",
         resolve_precisions(settings, training_device(experiment)),
         work,
-        f"python jobs/pretrain.py {experiment.name}",
+        VERSION,
+        {"dataset": dataset},
         checkpoints=(MODEL,),
+        product=MODEL,
+        takes=workers(experiment),
+        content_of=lambda folder: fingerprint(read_manifest(folder / MODEL)),
+        progress=training_progress,
     )
+
+
+def given(folder: Path, family: str) -> Backbone:
+    """Return a backbone that the user passes; raises `UserError` if none lies there."""
+    model, _ = load_backbone(folder, get_family(family), torch.device("cpu"))
+    return Backbone(Given("backbone", str(folder), fingerprint(read_manifest(folder))), model.config)
 
 
 def name_of(variant: str) -> str:
@@ -83,6 +84,50 @@ def name_of(variant: str) -> str:
 def training_device(experiment: Experiment) -> torch.device:
     """Return the kind of device that trainings and adaptations run on."""
     return torch.device("cuda" if experiment.cluster.gpus_per_worker else "cpu")
+
+
+def workers(experiment: Experiment) -> str:
+    """Say what a training on Ray Train takes of the cluster."""
+    cluster = experiment.cluster
+    gpus = f" and {cluster.gpus_per_worker:g} GPUs" if cluster.gpus_per_worker else ""
+    count = f"{cluster.train_workers}"
+    if cluster.max_train_workers:
+        count += f" to {cluster.max_train_workers}"
+    return f"{count} workers of {cluster.cpus_per_worker} CPUs{gpus}"
+
+
+def tasks_taken(experiment: Experiment) -> str:
+    """Say what independent pieces of work take of the cluster."""
+    gpus = experiment.cluster.gpus_per_task
+    return f"all CPUs, {gpus:g} GPUs a task" if gpus else "all CPUs"
+
+
+def training_progress(root: Path, folder: Path) -> str:
+    """Say how far the training in a folder is."""
+    try:
+        note = json.loads((folder / "progress.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return ""
+    return f"update {note['step']} of {note['steps']}"
+
+
+def rounds_settings(experiment: Experiment) -> dict[str, int] | None:
+    """Return what of the rounds of a streamed training decides its batches; a resident one has none."""
+    return asdict(experiment.rounds) if experiment.cluster.data == "streaming" else None
+
+
+def validation_settings(experiment: Experiment, optimisation: OptimisationConfig) -> dict[str, Any] | None:
+    """Return how the snapshots of a training are scored; None if it takes none."""
+    if not optimisation.snapshot_every:
+        return None
+    return evaluation_settings(experiment, experiment.validation.protocol(experiment.evaluation))
+
+
+def evaluation_settings(experiment: Experiment, protocol: ProtocolConfig) -> dict[str, Any]:
+    """Return how episodes are played, in the number format that the rollout actors use."""
+    device = torch.device("cuda" if experiment.cluster.gpus_per_actor else "cpu")
+    settings: dict[str, Any] = resolve_precisions(deciding(protocol), device)
+    return settings
 
 
 def inputs_settings(experiment: Experiment, protocol: ProtocolConfig) -> InputsSettings:
@@ -96,77 +141,3 @@ def inputs_settings(experiment: Experiment, protocol: ProtocolConfig) -> InputsS
         protocol.targets(get_family(experiment.family))[0],
         experiment.seed,
     )
-
-
-def validation_of(
-    dataset: Dataset, experiment: Experiment, method: str, backbone_folder: Path | None = None
-) -> Validation:
-    """Return how the snapshots of a training are scored; `backbone_folder` is a diffuser's frozen backbone."""
-    protocol = experiment.validation.protocol(experiment.evaluation)
-    return Validation(method, dataset, inputs_settings(experiment, protocol), protocol, backbone_folder)
-
-
-def backbone_folder(workspace: Workspace, variant: str = PROMPTED) -> Path:
-    """Return a backbone that the experiment adapts: the one passed, or its own pretrain stage's."""
-    if workspace.base is not None:
-        return backbone_folder(workspace.base, variant)
-    if variant == PROMPTED and workspace.options.backbone_checkpoint:
-        return workspace.options.backbone_checkpoint
-    return workspace.finished(stage(workspace, variant)) / "model"
-
-
-@cache
-def checked_dataset(workspace: Workspace) -> Dataset:
-    """Return the experiment's dataset; raises `UserError` if it is broken, of another family, or lacks episodes."""
-    dataset = _opened(collect.dataset_location(workspace))
-    if dataset.manifest.family != workspace.experiment.family:
-        raise UserError(
-            f"{dataset.location} holds {dataset.manifest.family}, the experiment is on {workspace.experiment.family}"
-        )
-    dataset.files(dataset.family.train_tasks, workspace.experiment.quality)
-    few_shot = workspace.experiment.evaluation.few_shot
-    for task in (*dataset.family.validation_tasks, *dataset.family.test_tasks):
-        dataset.check_few_shot(task, few_shot)
-    methods = [get_method(name) for name in workspace.experiment.methods]
-    for quality in dict.fromkeys(quality for method in methods for quality in method.qualities):
-        for task in dataset.family.test_tasks:
-            dataset.check_few_shot(task, dataclasses.replace(few_shot, quality=quality))
-    return dataset
-
-
-@cache
-def _opened(location: str) -> Dataset:
-    # All of it is read, so a job does it once and not for every stage or experiment that it puts together.
-    return open_dataset(location)
-
-
-def train_with_ray(
-    run: StageRun,
-    training: Training,
-    dataset: Dataset,
-    experiment: Experiment,
-    validation: Validation | None = None,
-) -> None:
-    """Train on the training tasks, in the stage's folder, on Ray Train workers, showing the progress."""
-    tasks, quality = dataset.family.train_tasks, experiment.quality
-    validates = training.optimisation.snapshot_every > 0
-    connect(experiment.cluster, validates=validates)
-    log_input(run, dataset, tasks, quality)
-    job = TrainJob(training, dataset, tasks, quality, run.folder, run.run)
-    with run.watch_training([run.folder]):
-        train_on_cluster(job, experiment.cluster, validation if validates else None)
-
-
-def log_input(run: StageRun, dataset: Dataset, tasks: tuple[int, ...], quality: Quality) -> None:
-    """Say in MLflow which dataset, and how much of it, a stage reads."""
-    episodes = sum(record.episodes for _, record in dataset.files(tasks, quality))
-    manifest = dataset.manifest
-    run.run.log_dataset(manifest.family, manifest.digest, dataset.location, {"tasks": len(tasks), "episodes": episodes})
-
-
-def main(options: JobOptions) -> None:
-    """Run the stage."""
-    with Workspace(options) as workspace:
-        workspace.check_rerun(map(name_of, variants(workspace)))
-        for variant in variants(workspace):
-            print(workspace.run(stage(workspace, variant)) / "model")

@@ -1,4 +1,4 @@
-"""Stages of a workspace: real folders and a real MLflow store, with work that takes no time."""
+"""Stages of a session: real folders and a real MLflow store, with work that takes no time."""
 
 import dataclasses
 import json
@@ -14,6 +14,11 @@ import pytest
 import torch
 
 from promptdiffuser.errors import UserError
+from promptdiffuser.pipeline.graph import Given, Part, Stage, check_names
+from promptdiffuser.pipeline.options import JobOptions
+from promptdiffuser.pipeline.session import Session
+from promptdiffuser.pipeline.stages import pretrain
+from promptdiffuser.recipes import RECIPES
 from promptdiffuser.training.checkpoint import save_checkpoint
 from promptdiffuser.training.precision import best_precision, resolve_precisions
 from tests.tiny import ROOT
@@ -24,14 +29,12 @@ WEIGHTS = "model/weights.safetensors"
 
 
 class Works:
-    """A workspace with one stage that leaves a model and a table, and keeps its finished piece elsewhere."""
+    """A command with one stage that leaves a model and a table, and keeps its finished piece elsewhere."""
 
     def __init__(self, folder: Path) -> None:
-        self.outputs, self.times = folder / "outputs", 0
+        self.outputs, self.times, self.dataset = folder / "outputs", 0, Given("dataset", "somewhere", "content")
 
-    def stage(self, settings: dict[str, Any] | None = None) -> Any:
-        from promptdiffuser.pipeline.session import Stage
-
+    def stage(self, settings: dict[str, Any] | None = None, version: int = 1) -> Stage:
         def work(run: Any) -> None:
             self.times += 1
             if not (run.folder / "model").exists():
@@ -43,30 +46,29 @@ class Works:
         return Stage(
             "small",
             "collect",
+            "promptdiffuser small",
             settings or {"width": 3, "by_task": {1: "one"}, "shape": (1, 2)},
             work,
-            "python jobs/small.py",
+            version,
+            {"dataset": self.dataset},
             outputs=(Path("table.json"),),
             checkpoints=(Path("model"),),
-            makes=(self.piece,),
+            parts=(Part("piece", "key", Path("piece")),),
         )
 
     @property
     def piece(self) -> Path:
         return self.outputs / "quickstart" / "piece"
 
-    def run(self, *rerun: str, settings: dict[str, Any] | None = None) -> Path:
-        """Run the stage as a new command does."""
-        from promptdiffuser.pipeline.options import JobOptions
-        from promptdiffuser.pipeline.session import Workspace
-        from promptdiffuser.recipes import RECIPES
-
-        experiment = RECIPES["quickstart"]()
-        with Workspace(JobOptions(experiment, self.outputs, rerun=rerun)) as workspace:
-            workspace.check_rerun(["small"])
-            folder: Path = workspace.run(self.stage(settings))
-            assert workspace.finished(self.stage(settings)) == folder
-        return folder
+    def run(self, *rerun: str, accept_stale: bool = False, **changes: Any) -> Path:
+        """Make the stage as a new command does."""
+        stage = self.stage(**changes)
+        check_names([stage], "--rerun", rerun)
+        options = JobOptions(RECIPES["quickstart"](), self.outputs, rerun=rerun, accept_stale=accept_stale)
+        with Session(options) as session:
+            session.make([stage])
+            session.require(stage)
+            return session.store.folder_of(stage)
 
 
 @pytest.fixture
@@ -95,6 +97,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "record emptied": lambda folder: (folder / "stage.json").write_text(""),
     "record cut": lambda folder: (folder / "stage.json").write_text('{"fingerprint": "'),
     "record of an older version": lambda folder: (folder / "stage.json").write_text('{"seconds": 1, "run": "x"}'),
+    "made from another dataset": lambda folder: change(folder, "inputs", {"dataset": "another content"}),
 }
 
 
@@ -113,22 +116,43 @@ def test_a_damaged_stage_is_made_again(
 
 
 def test_who_reads_a_damaged_stage_is_told_what_repairs_it(works: Works) -> None:
-    from promptdiffuser.pipeline.options import JobOptions
-    from promptdiffuser.pipeline.session import Workspace
-    from promptdiffuser.recipes import RECIPES
-
     flip_a_byte(works.run() / WEIGHTS)
     with (
-        Workspace(JobOptions(RECIPES["quickstart"](), works.outputs)) as workspace,
-        pytest.raises(UserError, match=r"small of quickstart is damaged .*run `python jobs/small.py`"),
+        Session(JobOptions(RECIPES["quickstart"](), works.outputs)) as session,
+        pytest.raises(UserError, match=r"small of quickstart is damaged .*run `promptdiffuser small`"),
     ):
-        workspace.finished(works.stage())
+        session.require(works.stage())
 
 
-@pytest.mark.parametrize("field", ["fingerprint", "settings"])
+def test_another_input_makes_another_stage_and_a_changed_one_makes_it_again_from_nothing(works: Works) -> None:
+    first = works.run()
+    works.dataset = Given("dataset", "somewhere", "another content")
+    assert works.run() != first
+    works.dataset = Given("dataset", "elsewhere", "content")
+    assert works.run() == first
+    assert works.times == 2
+    change(first, "inputs", {"dataset": "another content"})
+    (first / "inputs.json").write_text('{"dataset": "another content"}')
+    (first / "checkpoints").mkdir()
+    works.run()
+    assert works.times == 3
+    assert not (first / "checkpoints").exists(), "what another input left must not be gone on from"
+
+
+def test_another_version_of_its_numbers_is_another_stage(works: Works) -> None:
+    assert works.run() != works.run(version=2)
+    assert works.times == 2
+
+
+def change(folder: Path, field: str, value: Any) -> None:
+    """Change a field of a stage's record."""
+    record = folder / "stage.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {field: value}))
+
+
+@pytest.mark.parametrize("field", ["key", "settings"])
 def test_another_stage_with_the_same_short_name_is_no_hit(works: Works, field: str) -> None:
-    record = works.run() / "stage.json"
-    record.write_text(json.dumps(json.loads(record.read_text()) | {field: "another"}))
+    change(works.run(), field, "another")
     with pytest.raises(UserError, match="holds another stage"):
         works.run()
 
@@ -145,10 +169,14 @@ def test_a_hit_of_other_source_is_said_and_a_rerun_makes_it_again_from_nothing(
     capsys.readouterr()
     works.run()
     assert works.times == 1
-    said = (
-        "! small was made by other source (commit c0ffee with changes, digest 01234567); --rerun small makes it again"
-    )
-    assert said in capsys.readouterr().out
+    said = "! small was made by other source (commit c0ffee with changes, digest 01234567); "
+    assert said + "--rerun small makes it again, --accept-stale takes it over" in capsys.readouterr().out
+    works.run(accept_stale=True)
+    assert said + "accepted as what the present source makes" in capsys.readouterr().out
+    works.run(accept_stale=True)
+    assert "!" not in capsys.readouterr().out
+    assert json.loads(path.read_text())["accepted"] == [record["source"]]
+    assert works.times == 1
     works.run("small")
     assert works.times == 2
     assert not (path.parent / "checkpoints").exists(), "a rerun must not go on from the old stage"
@@ -158,14 +186,15 @@ def test_a_hit_of_other_source_is_said_and_a_rerun_makes_it_again_from_nothing(
     assert "!" not in capsys.readouterr().out
 
 
-def test_the_source_is_the_package_with_its_data(works: Works, tmp_path: Path) -> None:
+def test_the_source_is_what_decides_results(tmp_path: Path) -> None:
     subprocess.run(["cp", "-r", str(ROOT / "platform"), str(tmp_path / "platform")], check=True)
     digests = [digest_in(tmp_path)]
-    for name in ("platform/promptdiffuser/methods/prompt_dt.py", "platform/promptdiffuser/recipes/__init__.py"):
-        with (tmp_path / name).open("a") as file:
+    for name in ("methods/prompt_dt.py", "training/guidance.py", "reporting/report.py", "recipes/__init__.py"):
+        with (tmp_path / "platform/promptdiffuser" / name).open("a") as file:
             file.write("# changed\n")
         digests.append(digest_in(tmp_path))
     assert len(set(digests)) == 3
+    assert digests[2:] == [digests[2]] * 3, "pages and recipes change no number"
 
 
 def digest_in(folder: Path) -> str:
@@ -195,25 +224,14 @@ def test_auto_is_what_the_hardware_makes_of_it() -> None:
         assert resolve_precisions(settings, torch.device("cuda"))["loss"]["precision"] == "auto on cuda"
 
 
-def test_stages_on_other_hardware_are_other_stages(small_dataset: Any, works: Works) -> None:
-    from promptdiffuser.pipeline.options import JobOptions
-    from promptdiffuser.pipeline.session import Workspace
-    from promptdiffuser.pipeline.stages import pretrain
-    from promptdiffuser.recipes import RECIPES
-
+def test_stages_on_other_hardware_are_other_stages() -> None:
     experiment = RECIPES["quickstart"]()
     found = []
     for gpus in (0.0, 1.0):
         cluster = dataclasses.replace(experiment.cluster, gpus_per_worker=gpus)
-        evaluation = dataclasses.replace(
-            experiment.evaluation, few_shot=dataclasses.replace(experiment.evaluation.few_shot, episodes=2)
-        )
-        given = dataclasses.replace(experiment, cluster=cluster, methods=("prompt-dt",), evaluation=evaluation)
-        with Workspace(JobOptions(given, works.outputs, str(small_dataset.location))) as workspace:
-            pretrain.checked_dataset.cache_clear()
-            stage = pretrain.stage(workspace)
-            assert '"auto"' not in json.dumps(stage.settings, default=str)
-            found.append(stage.fingerprint)
+        stage = pretrain.stage(dataclasses.replace(experiment, cluster=cluster), Given("dataset", "", "content"))
+        assert '"auto"' not in json.dumps(stage.settings, default=str)
+        found.append(stage.key)
     assert found[0] != found[1] or torch.cuda.is_available()
 
 
@@ -222,7 +240,8 @@ import sys, time
 from pathlib import Path
 from promptdiffuser.recipes import RECIPES
 from promptdiffuser.pipeline.options import JobOptions
-from promptdiffuser.pipeline.session import Stage, Workspace
+from promptdiffuser.pipeline.graph import Stage
+from promptdiffuser.pipeline.session import Session
 
 outputs = Path(sys.argv[1])
 
@@ -233,8 +252,8 @@ def work(run):
     while not (outputs / "end").exists():
         time.sleep(0.05)
 
-with Workspace(JobOptions(RECIPES["quickstart"](), outputs)) as workspace:
-    workspace.run(Stage("small", "collect", {"width": 3}, work, "python jobs/small.py"))
+with Session(JobOptions(RECIPES["quickstart"](), outputs)) as session:
+    session.make([Stage("small", "collect", "promptdiffuser small", {"width": 3}, work)])
 """
 
 

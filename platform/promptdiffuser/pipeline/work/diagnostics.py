@@ -1,4 +1,4 @@
-"""What jobs/train_diffuser.py and jobs/adapt.py look at once diffusers are trained: the prompts that they generate."""
+"""A look at the prompts that trained diffusers generate."""
 
 import json
 from collections.abc import Mapping
@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from promptdiffuser.evaluation.diagnostics import Inspector, RealPrompts, mean_of_tasks
-from promptdiffuser.pipeline.session import StageRun, Workspace
-from promptdiffuser.pipeline.stages import pretrain
+from promptdiffuser.experiment import Experiment
+from promptdiffuser.pipeline.session import StageRun
 from promptdiffuser.training.model_folders import load_backbone, load_diffuser
 
 CPU = torch.device("cpu")
@@ -16,15 +16,17 @@ MOST_TASKS = 20
 """Target tasks that are looked at, spread over all: one takes about half a second."""
 
 
-def look_inside(run: StageRun, workspace: Workspace, models: Mapping[str, Mapping[int, Path]]) -> None:
+def look_inside(
+    run: StageRun, experiment: Experiment, backbone_folder: Path, models: Mapping[str, Mapping[int, Path]]
+) -> None:
     """Leave prompts_inside.json, {name: {measure: mean over target tasks}}, and metrics inside/NAME/MEASURE.
 
     `models` are folders of diffusers by name and target task; all names have the same tasks.
     """
-    experiment, dataset = workspace.experiment, pretrain.checked_dataset(workspace)
+    dataset = run.dataset(experiment)
     tasks = list(next(iter(models.values())))
     tasks = tasks[:: -(-len(tasks) // MOST_TASKS)]
-    backbone, normaliser = load_backbone(pretrain.backbone_folder(workspace), dataset.family, CPU)
+    backbone, normaliser = load_backbone(backbone_folder, dataset.family, CPU)
     real = RealPrompts.read(
         dataset,
         experiment.quality,
@@ -40,7 +42,7 @@ def look_inside(run: StageRun, workspace: Workspace, models: Mapping[str, Mappin
         measures[name] = mean_of_tasks(
             {task: inspector.inspect(task, diffuser, experiment.seed) for task, diffuser in diffusers.items()}
         )
-        run.run.log_metrics({f"inside/{name}/{measure}": value for measure, value in measures[name].items()})
+        run.log.log_metrics({f"inside/{name}/{measure}": value for measure, value in measures[name].items()})
     path = run.folder / "prompts_inside.json"
     path.write_text(json.dumps(measures, indent=1) + "\n")
-    run.run.log_artifact(path)
+    run.log.log_artifact(path)
