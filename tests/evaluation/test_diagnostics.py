@@ -11,13 +11,13 @@ from promptdiffuser.data.few_shot import FewShotConfig
 from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.data.windows import PromptPool, Segments
+from promptdiffuser.diffusion.diffuser import Diffuser
 from promptdiffuser.diffusion.process import DiffusionConfig
 from promptdiffuser.diffusion.prompt_space import PromptSpace
 from promptdiffuser.evaluation import prompt_measures as measure
 from promptdiffuser.evaluation.diagnostics import NUM_PROMPTS, Inspector, Measures, RealPrompts, mean_of_tasks
 from promptdiffuser.models.denoiser import DenoiserConfig
 from promptdiffuser.tasks import FAMILIES
-from promptdiffuser.training.diffuser_objective import Diffuser
 from promptdiffuser.training.model_folders import build_diffuser
 
 FAMILY = FAMILIES["cheetah-vel"]

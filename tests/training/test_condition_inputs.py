@@ -35,27 +35,6 @@ def test_goals_stand_in_for_transitions(diffuser_training: DiffuserTraining, epi
     np.testing.assert_allclose(task.pool.transitions[:, 0, 0], expected, rtol=1e-5)
 
 
-def test_prompts_depend_on_the_goal_alone_where_y_is_left_out(
-    diffuser_training: DiffuserTraining, episodes: Episodes
-) -> None:
-    task = learning(seeing(diffuser_training, context="goal", sees_returns_and_times=False), episodes)
-    noise_KBX = task.diffuser.draw_noise(1, 0).expand(-1, 12, -1)
-    states = task.diffuser.generate(task.pool.prompts, task.pool.transitions, noise_KBX).states
-    same_task = torch.from_numpy(episodes.tasks[:, None] == episodes.tasks)
-    equal = (states[:, None] - states[None]).abs().amax((2, 3)) < 1e-5
-    assert torch.equal(equal, same_task)
-
-
-def test_without_y_and_context_only_the_noise_tells_prompts_apart(
-    diffuser_training: DiffuserTraining, episodes: Episodes
-) -> None:
-    task = learning(seeing(diffuser_training, with_context=False, sees_returns_and_times=False), episodes)
-    noise_KBX = task.diffuser.draw_noise(1, 0).expand(-1, 12, -1)
-    prompts = task.diffuser.generate(task.pool.prompts, task.pool.transitions, noise_KBX)
-    torch.testing.assert_close(prompts.states, prompts.states[:1].expand_as(prompts.states))
-    assert torch.equal(prompts.returns_to_go, task.pool.prompts.returns_to_go)
-
-
 def test_a_variant_without_context_sees_no_goal(diffuser_training: DiffuserTraining, episodes: Episodes) -> None:
     task = learning(seeing(diffuser_training, with_context=False, context="goal"), episodes)
     assert task.diffuser.goals_UG is None

@@ -131,20 +131,6 @@ def test_a_chain_that_is_tracked_to_its_start_is_the_whole_chain(
     assert torch.equal(found, expected)
 
 
-def test_a_reconstruction_of_prompts_without_noise_is_the_prompts(
-    diffuser_training: DiffuserTraining, episodes: Episodes
-) -> None:
-    """A network that says there is no noise leaves x0 as it is, at every level and within the bounds."""
-    task = learning(diffuser_training, episodes)
-    for parameter in task.model.network[-1].parameters():
-        parameter.data.zero_()
-    prompts, levels = task.pool.prompts, torch.arange(12) % 3
-    found = task.diffuser.reconstruct(prompts, task.pool.transitions, levels, torch.zeros(12, 2 * 27))
-    torch.testing.assert_close(task.diffuser.space.encode(found), task.diffuser.space.encode(prompts))
-    assert torch.equal(found.timesteps, prompts.timesteps)
-    assert torch.equal(found.returns_to_go, prompts.returns_to_go)
-
-
 def test_the_backbone_is_neither_given_a_gradient_nor_changed(
     diffuser_training: DiffuserTraining, episodes: Episodes
 ) -> None:
@@ -203,31 +189,3 @@ def test_without_guidance_weight_the_denoising_loss_trains_alone(
     torch.testing.assert_close(
         share.gradients_GP[0], guided.share(FlatParameters(guided.model), 0).gradients_GP[0], rtol=0, atol=0
     )
-
-
-def test_denoising_loss_of_a_silent_network_is_the_noise_it_misses(
-    diffuser_training: DiffuserTraining, episodes: Episodes
-) -> None:
-    task = learning(diffuser_training, episodes)
-    for parameter in task.model.network[-1].parameters():
-        parameter.data.zero_()
-    noise_BX = torch.randn(12, 2 * 27, generator=torch.Generator().manual_seed(0))
-    shown_B = torch.arange(12) % 2 > 0
-    losses_B = task.diffuser.denoising_loss(
-        task.pool.prompts, task.pool.transitions, torch.arange(12) % 3, noise_BX, shown_B
-    )
-    torch.testing.assert_close(losses_B, noise_BX.square().mean(dim=1))
-
-
-def test_a_prompt_does_not_depend_on_the_batch_it_is_generated_in(
-    diffuser_training: DiffuserTraining, episodes: Episodes
-) -> None:
-    task = learning(diffuser_training, episodes)
-    noise_NBX = task.diffuser.draw_noise(12, 0, "test")
-    assert torch.equal(noise_NBX, task.diffuser.draw_noise(12, 0, "test"))
-    together = task.diffuser.generate(task.pool.prompts, task.pool.transitions, noise_NBX)
-    for row in range(12):
-        only = slice(row, row + 1)
-        alone_ = task.diffuser.generate(task.pool.prompts.select(only), task.pool.transitions[only], noise_NBX[:, only])
-        torch.testing.assert_close(alone_.states, together.states[only])
-        torch.testing.assert_close(alone_.actions, together.actions[only])

@@ -1,1 +1,1 @@
-"""Noise schedules, the forward process, the reverse chain, and the space that prompts are diffused in."""
+"""All that turns noise into prompts: schedules, the forward process, samplers, the prompt space, the diffuser."""

@@ -18,11 +18,11 @@ from promptdiffuser.data.few_shot import FewShotConfig
 from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.data.windows import PromptPool, Segments, cut_pool_pieces
+from promptdiffuser.diffusion.diffuser import Diffuser
 from promptdiffuser.evaluation import prompt_measures as measure
 from promptdiffuser.evaluation.verdicts import Steps, judge_of
 from promptdiffuser.tasks.experts import Quality
 from promptdiffuser.tasks.family import TaskFamily
-from promptdiffuser.training.diffuser_objective import Diffuser
 
 NUM_PROMPTS = 64
 """Prompts generated for each task."""

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from promptdiffuser.data.windows import Segments
+from promptdiffuser.diffusion.diffuser import Diffuser
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
 from promptdiffuser.methods.prompt_diffuser import adapted_diffuser, cost_of, noise_of
 from promptdiffuser.rollout.policies import AdaptedPolicy
-from promptdiffuser.training.diffuser_objective import Diffuser
 from promptdiffuser.training.tuning import action_losses, window_planner
 
 WINDOWS_TOGETHER = 1024

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from promptdiffuser.data.windows import Segments
+from promptdiffuser.diffusion.diffuser import Diffuser
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Cost, Method
 from promptdiffuser.rollout.policies import AdaptedPolicy
-from promptdiffuser.training.diffuser_objective import Diffuser
 from promptdiffuser.training.model_folders import load_diffuser
 from promptdiffuser.training.trainings import train
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from promptdiffuser.data.windows import Segments
+from promptdiffuser.diffusion.diffuser import Diffuser
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
 from promptdiffuser.methods.prompt_diffuser import noise_of, trained_diffuser
 from promptdiffuser.rng import numpy_generator
 from promptdiffuser.rollout.policies import AdaptedPolicy
-from promptdiffuser.training.diffuser_objective import Diffuser
 
 
 def adapt_z1(inputs: AdaptationInputs) -> Adaptation:

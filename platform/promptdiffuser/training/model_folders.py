@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from promptdiffuser.data.normaliser import Normaliser
+from promptdiffuser.diffusion.diffuser import Diffuser
 from promptdiffuser.diffusion.process import Diffusion, DiffusionConfig
 from promptdiffuser.diffusion.prompt_space import PromptSpace
 from promptdiffuser.errors import UserError
@@ -25,7 +26,6 @@ from promptdiffuser.rng import seed_at
 from promptdiffuser.tasks.family import TaskFamily
 from promptdiffuser.training.backbone_objective import freeze
 from promptdiffuser.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from promptdiffuser.training.diffuser_objective import Diffuser
 
 
 def build_backbone(config: BackboneConfig, family: TaskFamily, *address: int | str) -> PromptDT:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from promptdiffuser.data.plans import Address, EpisodeIndex
 from promptdiffuser.data.windows import ResidentEpisodes, Segments
+from promptdiffuser.diffusion.diffuser import Diffuser
 from promptdiffuser.models.backbone import PromptDT
-from promptdiffuser.training.diffuser_objective import Diffuser
 from promptdiffuser.training.guidance import ScheduledWeight
 from promptdiffuser.training.tuning import action_losses, window_planner
 
