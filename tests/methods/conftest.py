@@ -89,9 +89,9 @@ def models(small_dataset: Dataset, normaliser: Normaliser, tmp_path_factory: pyt
     for name, variant in DIFFUSERS.items():
         denoiser, with_context = dataclasses.replace(DENOISER, **variant.denoiser), variant.sees_task_context
         diffuser = build_diffuser(denoiser, DiffusionConfig(), space, FAMILY, with_context, "test")
-        document = diffuser_document(FAMILY, denoiser, DiffusionConfig(), with_context)
+        document = diffuser_document(FAMILY, denoiser, DiffusionConfig(), with_context, CONTEXT_TRANSITIONS)
         found.diffusers[name] = save_diffuser(
-            folder / f"diffuser-{name}", dict(diffuser.denoiser.state_dict()), document, space
+            folder / f"diffuser-{name}", dict(diffuser.denoiser.state_dict()), document, space, normaliser
         )
     return found
 

@@ -19,11 +19,11 @@ from promptdiffuser.methods.adaptation import AdaptationInputs, Cost, Method
 from promptdiffuser.methods.backbones import BACKBONES
 from promptdiffuser.methods.cells import AdaptationCell, adapt
 from promptdiffuser.methods.diffusers import DIFFUSERS
-from promptdiffuser.methods.folders import load_adaptation, save_adaptation
+from promptdiffuser.methods.folders import Origin, load_adaptation, read_origin, save_adaptation
 from promptdiffuser.models.backbone import Prompt, PromptDT
 from promptdiffuser.tasks.experts import Quality
 from promptdiffuser.training.trainings import DiffuserTraining
-from tests.methods.conftest import FAMILY, FEW_SHOT, NUM_PROMPTS, OTHER_TASK, SETTINGS, TASK, Models
+from tests.methods.conftest import FAMILY, FEW_SHOT, NUM_PROMPTS, OTHER_TASK, SETTINGS, TARGET_RETURN, TASK, Models
 from tests.rollout.synthetic_policies import TINY, tiny_backbone
 
 MakeInputs = Callable[..., AdaptationInputs]
@@ -162,10 +162,16 @@ def test_another_task_gives_another_policy(method: Method, make_inputs: MakeInpu
 
 
 @every_method
-def test_an_adaptation_is_read_as_it_was_written(method: Method, make_inputs: MakeInputs, tmp_path: Path) -> None:
+def test_an_adaptation_is_read_as_it_was_written(
+    method: Method, make_inputs: MakeInputs, models: Models, tmp_path: Path
+) -> None:
     inputs = make_inputs(method)
     made = adapt(method, inputs)
-    save_adaptation(tmp_path / "policy", made, inputs.backbone)
+    folder = models.backbones[method.backbone]
+    origin = Origin.of(tmp_path / "policy", FAMILY.name, TASK, method.name, TARGET_RETURN, folder)
+    save_adaptation(tmp_path / "policy", made, inputs.backbone, origin)
+    assert read_origin(tmp_path / "policy") == origin
+    assert origin.backbone_folder(tmp_path / "policy") == folder.resolve()
     read = load_adaptation(tmp_path / "policy", inputs.backbone)
     assert equal(read.policy.prompts, made.policy.prompts)
     assert equal_weights(read.policy.backbone, made.policy.backbone)

@@ -74,8 +74,9 @@ def inputs_of(method: Method, dataset: FewTasks, folder: Path) -> AdaptationInpu
         space = PromptSpace.fit(normaliser, builder.training.pool.prompts, family.horizon)
         config = dataclasses.replace(DENOISER, **variant.denoiser)
         made = build_diffuser(config, DiffusionConfig(), space, family, variant.sees_task_context, "test")
-        document = diffuser_document(family, config, DiffusionConfig(), variant.sees_task_context)
-        diffuser = save_diffuser(folder / "diffuser", dict(made.denoiser.state_dict()), document, space)
+        sees_context, transitions = variant.sees_task_context, SETTINGS.context_transitions
+        document = diffuser_document(family, config, DiffusionConfig(), sees_context, transitions)
+        diffuser = save_diffuser(folder / "diffuser", dict(made.denoiser.state_dict()), document, space, normaliser)
     (target,) = family.test_tasks
     return builder.inputs(target, folder / "adaptation", diffuser)
 

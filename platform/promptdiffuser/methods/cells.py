@@ -14,7 +14,7 @@ from promptdiffuser.data.store import Dataset
 from promptdiffuser.memory import forget_peak, peak_gib
 from promptdiffuser.methods import get_method
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
-from promptdiffuser.methods.folders import save_adaptation
+from promptdiffuser.methods.folders import Origin, save_adaptation
 from promptdiffuser.methods.inputs import InputsBuilder, InputsSettings
 from promptdiffuser.training.checkpoint import is_whole
 from promptdiffuser.training.model_folders import load_backbone
@@ -50,7 +50,10 @@ class AdaptationCell:
         backbone, normaliser = load_backbone(self.backbone_folder, self.dataset.family, torch.device("cpu"))
         builder = InputsBuilder(self.dataset, backbone.to(device), normaliser, self.settings)
         inputs = builder.inputs(self.task, self.folder, self.diffuser_folder, self.few_shot_training, on_history)
-        save_adaptation(self.result, adapt(get_method(self.method), inputs), backbone)
+        adaptation = adapt(get_method(self.method), inputs)
+        family, target_return = self.dataset.family.name, self.settings.target_return
+        origin = Origin.of(self.result, family, self.task, self.method, target_return, self.backbone_folder)
+        save_adaptation(self.result, adaptation, backbone, origin)
 
 
 def adapt(method: Method, inputs: AdaptationInputs) -> Adaptation:

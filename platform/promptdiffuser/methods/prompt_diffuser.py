@@ -9,6 +9,7 @@ prompts that its diffuser learns.
 import torch
 from torch import Tensor
 
+from promptdiffuser.data.plans import Address
 from promptdiffuser.data.windows import Segments
 from promptdiffuser.diffusion.diffuser import Diffuser
 from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Cost, Method
@@ -57,8 +58,13 @@ def generate(diffuser: Diffuser, inputs: AdaptationInputs) -> Segments:
 
 def noise_of(diffuser: Diffuser, inputs: AdaptationInputs, candidate: int = 0) -> Tensor:
     """Return the noise (K, B, X) of a task's prompts, or of another candidate for each of them."""
-    address = (inputs.seed, "generate", inputs.task, candidate)
+    address = noise_address(inputs.seed, inputs.task, candidate)
     return diffuser.draw_noise(inputs.num_prompts, *address).to(inputs.device)
+
+
+def noise_address(seed: int, task: int, candidate: int = 0) -> Address:
+    """Return where the noise of a task's prompts lives."""
+    return seed, "generate", task, candidate
 
 
 PUBLISHED = Method("prompt-diffuser", adapt, "the published method", diffuser="published", few_shot_updates=True)

@@ -142,6 +142,11 @@ class EpisodeStepper:
         return self._envs[: len(requests)]
 
 
+def clipped(actions_BA: Floats) -> Floats:
+    """Return actions as the environments receive them: within [-1, 1], the range of every family."""
+    return np.clip(actions_BA, -1.0, 1.0).astype(np.float32)
+
+
 class _Record:
     """What happened in every episode, and which episode each row plays."""
 
@@ -172,7 +177,7 @@ class _Record:
                 f"the policy's action is not finite at step {self._step_B[row]} of "
                 f"{self._requests[self._number_B[row]]}; look for a training or a prompt that went to infinity"
             )
-        clipped_BA = np.clip(actions_BA, -1.0, 1.0).astype(np.float32)
+        clipped_BA = clipped(actions_BA)
         self._observations_NTS[self._number_B, self._step_B] = observations_BS
         self._actions_NTA[self._number_B, self._step_B] = clipped_BA
         return clipped_BA

@@ -1,13 +1,13 @@
 """Trained models on storage: weights, configuration and statistics in one checkpoint folder.
 
-A backbone folder holds the normaliser beside the weights, a diffuser folder its prompt space.
+A backbone folder holds the normaliser beside the weights, a diffuser folder that and its prompt space.
 `device` is where the loaded tensors live.
 """
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from promptdiffuser.errors import UserError
 from promptdiffuser.models.backbone import BackboneConfig, PromptDT
 from promptdiffuser.models.denoiser import Denoiser, DenoiserConfig
 from promptdiffuser.rng import seed_at
+from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.family import TaskFamily
 from promptdiffuser.training.backbone_objective import freeze
 from promptdiffuser.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -73,12 +74,16 @@ def load_backbone(folder: Path, family: TaskFamily, device: torch.device) -> tup
     return freeze(model), Normaliser(**checkpoint.tensors["normaliser"])
 
 
-def save_diffuser(folder: Path, weights: dict[str, Tensor], document: dict[str, Any], space: PromptSpace) -> Path:
-    """Write a trained diffuser; `document` holds family, denoiser, diffusion, with_context and provenance."""
+def save_diffuser(
+    folder: Path, weights: dict[str, Tensor], document: dict[str, Any], space: PromptSpace, normaliser: Normaliser
+) -> Path:
+    """Write a trained diffuser; `document` is a `diffuser_document`, `normaliser` that of its backbone."""
     tensors = {f.name: getattr(space, f.name) for f in fields(space) if isinstance(getattr(space, f.name), Tensor)}
     sizes = {"action_dim": space.action_dim, "horizon": space.horizon}
     return save_checkpoint(
-        folder, {"weights": weights, "space": tensors}, {"model": document | {"kind": "diffuser", "space": sizes}}
+        folder,
+        {"weights": weights, "space": tensors, "normaliser": normaliser.tensors()},
+        {"model": document | {"kind": "diffuser", "space": sizes}},
     )
 
 
@@ -103,6 +108,34 @@ def load_diffuser(folder: Path, family: TaskFamily, device: torch.device) -> Dif
     return diffuser
 
 
+@dataclass(frozen=True)
+class DiffuserData:
+    """How episodes are prepared for a diffuser."""
+
+    family: TaskFamily
+    normaliser: Normaliser
+    context_transitions: int
+    """Transitions of each episode that a task context sees."""
+
+
+def load_diffuser_data(folder: Path) -> DiffuserData:
+    """Read how episodes are prepared for the diffuser in a folder.
+
+    Raises:
+        UserError: The checkpoint is broken, holds no diffuser, or one of an earlier version, which did not say it.
+    """
+    checkpoint = load_checkpoint(folder)
+    document = _document(checkpoint, folder, "diffuser")
+    if "context_transitions" not in document:
+        raise UserError(
+            f"{folder} does not say how episodes are prepared for it, as an earlier version wrote it; "
+            "make it again with: promptdiffuser run EXPERIMENT --rerun diffuser-NAME"
+        )
+    return DiffuserData(
+        get_family(document["family"]), Normaliser(**checkpoint.tensors["normaliser"]), document["context_transitions"]
+    )
+
+
 def count_parameters(folder: Path) -> int:
     """Return how many numbers the weights of a saved backbone or diffuser are."""
     with safe_open(folder / "weights.safetensors", framework="pt") as weights:
@@ -110,14 +143,20 @@ def count_parameters(folder: Path) -> int:
 
 
 def diffuser_document(
-    family: TaskFamily, denoiser: DenoiserConfig, process: DiffusionConfig, with_context: bool, **provenance: Any
+    family: TaskFamily,
+    denoiser: DenoiserConfig,
+    process: DiffusionConfig,
+    with_context: bool,
+    context_transitions: int,
+    **provenance: Any,
 ) -> dict[str, Any]:
-    """Return what `load_diffuser` needs to rebuild a diffuser, and where it came from."""
+    """Return what is needed to rebuild a diffuser and to prepare episodes for it, and where it came from."""
     return {
         "family": family.name,
         "denoiser": asdict(denoiser),
         "diffusion": asdict(process),
         "with_context": with_context,
+        "context_transitions": context_transitions,
         **provenance,
     }
 
@@ -133,12 +172,17 @@ def goals_of(family: TaskFamily) -> Tensor:
     return (goals_UG - training.mean(0)) / torch.where(spread_G > 1e-6, spread_G, 1.0)
 
 
-def _checked(checkpoint: Checkpoint, folder: Path, kind: str, family: TaskFamily) -> dict[str, Any]:
+def _document(checkpoint: Checkpoint, folder: Path, kind: str) -> dict[str, Any]:
     document: dict[str, Any] = checkpoint.documents.get("model", {})
     if document.get("kind") != kind:
         raise UserError(
             f"{folder} holds no {kind} but {document.get('kind', 'training state')!r}; pass a {kind} folder"
         )
+    return document
+
+
+def _checked(checkpoint: Checkpoint, folder: Path, kind: str, family: TaskFamily) -> dict[str, Any]:
+    document = _document(checkpoint, folder, kind)
     if document["family"] != family.name:
         raise UserError(
             f"{folder} was trained on family {document['family']!r}, this experiment is on {family.name!r}; "

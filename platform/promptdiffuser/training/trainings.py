@@ -210,18 +210,19 @@ class DiffuserTraining:
         )
 
     def save(self, folder: Path, task: LearningTask, weights: dict[str, Tensor]) -> None:
-        """Write the diffuser with its prompt space."""
+        """Write the diffuser with its prompt space and its backbone's normaliser."""
         assert isinstance(task, DiffuserLearning)
         document = diffuser_document(
             get_family(self.family),
             self.denoiser,
             self.diffusion,
             self.with_context,
+            self.context_transitions,
             stage=self.stage,
             parameters=sum(parameter.numel() for parameter in task.model.parameters()),
             dataset_digest=self.dataset_digest,
         )
-        save_diffuser(folder, weights, document, task.diffuser.space)
+        save_diffuser(folder, weights, document, task.diffuser.space, self.normaliser())
 
 
 def make_resident(training: Training, episodes: Episodes, device: torch.device) -> tuple[ResidentEpisodes, PromptPool]:
