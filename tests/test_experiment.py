@@ -101,15 +101,38 @@ def test_unknown_field_is_named_with_its_path(parents: list[str], path: str) -> 
     inner["layerz"] = 3
     with pytest.raises(UserError, match=rf"^{path} has no field 'layerz'; its fields are ") as refusal:
         read(document)
-    assert all(name in str(refusal.value) for name in inner if name != "layerz")
+    assert all(name in str(refusal.value) for name in inner if name not in ("layerz", "schema_version"))
 
 
-@pytest.mark.parametrize("name", ["name", "seed", "backbone"])
-def test_missing_field_is_named(name: str) -> None:
+def test_a_missing_field_without_default_is_named() -> None:
     document = document_with()
-    del document[name]
-    with pytest.raises(UserError, match=name):
+    del document["name"]
+    with pytest.raises(UserError, match="experiment lacks the field 'name'"):
         read(document)
+
+
+@pytest.mark.parametrize("path", ["seed", "backbone", "diffuser.multi_task.clip_norm"])
+def test_a_newer_field_takes_its_default_with_a_warning(path: str, caplog: pytest.LogCaptureFixture) -> None:
+    document = inner = document_with()
+    *parents, name = path.split(".")
+    for parent in parents:
+        inner = inner[parent]
+    del inner[name]
+    default = Experiment(name="some")
+    found, expected = read(document), default
+    for part in path.split("."):
+        found, expected = getattr(found, part), getattr(expected, part)
+    assert found == expected
+    where = ".".join(["experiment", *parents])
+    assert f"{where} lacks the field {name!r}, which takes its default" in caplog.text
+
+
+def test_an_experiment_of_a_newer_version_is_refused() -> None:
+    with pytest.raises(UserError, match="schema version 99, this version of promptdiffuser reads 1"):
+        read(document_with() | {"schema_version": 99})
+    unversioned = document_with()
+    del unversioned["schema_version"]
+    assert read(unversioned) == read(document_with())
 
 
 IMPOSSIBLE = {

@@ -5,9 +5,10 @@ cannot work raise at construction and name the field; nothing has been started b
 """
 
 import json
+import logging
 import math
 import re
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from promptdiffuser.data.plans import RoundsConfig
@@ -25,6 +26,11 @@ from promptdiffuser.training.backbone_objective import BackboneLossConfig
 from promptdiffuser.training.engine import OptimisationConfig
 from promptdiffuser.training.guidance import GuidanceConfig
 from promptdiffuser.training.optimised_prompts import OptimisedPromptsConfig
+
+SCHEMA_VERSION = 1
+"""Of saved experiments; raised when a field changes its name or meaning."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -261,15 +267,24 @@ class Experiment:
 
     def to_json(self) -> str:
         """Return the experiment as JSON; `from_json` restores an equal object."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+        return json.dumps({"schema_version": SCHEMA_VERSION} | asdict(self), indent=1) + "\n"
 
     @staticmethod
     def from_json(text: str) -> "Experiment":
-        """Restore an experiment; an unknown, missing or mistyped field raises a `UserError` that names it."""
+        """Restore an experiment. Newer fields, which it lacks, take their defaults and are named in a warning.
+
+        Raises:
+            UserError: A field is unknown, mistyped, or missing without a default, or a newer version saved it.
+        """
         try:
             document = json.loads(text)
         except ValueError as error:
             raise UserError(f"the experiment is not valid JSON: {error}") from error
+        if isinstance(document, dict) and (version := document.pop("schema_version", 0)) != SCHEMA_VERSION and version:
+            raise UserError(
+                f"the experiment has schema version {version}, this version of promptdiffuser reads {SCHEMA_VERSION}; "
+                "run it with the version that saved it"
+            )
         experiment: Experiment = _restore(Experiment, document, "experiment")
         return experiment
 
@@ -295,12 +310,14 @@ def _restore_object(cls: Any, document: Any, path: str) -> Any:
     if not isinstance(document, dict):
         raise UserError(f"{path} must be an object, got {document!r}")
     hints = get_type_hints(cls)
-    names = [field.name for field in fields(cls)]
+    names = [declared.name for declared in fields(cls)]
     if unknown := sorted(document.keys() - set(names)):
         raise UserError(f"{path} has no field {unknown[0]!r}; its fields are {', '.join(names)}")
-    if missing := [name for name in names if name not in document]:
-        raise UserError(f"{path} lacks the field {missing[0]!r}")
-    values = {name: _restore(hints[name], document[name], f"{path}.{name}") for name in names}
+    for missing in (declared for declared in fields(cls) if declared.name not in document):
+        if missing.default is MISSING and missing.default_factory is MISSING:
+            raise UserError(f"{path} lacks the field {missing.name!r}")
+        log.warning("%s lacks the field %r, which takes its default", path, missing.name)
+    values = {name: _restore(hints[name], document[name], f"{path}.{name}") for name in names if name in document}
     try:
         return cls(**values)
     except ValueError as error:

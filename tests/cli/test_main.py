@@ -1,5 +1,6 @@
 """The command `promptdiffuser`: what it lists, what it refuses, and what it imports before it knows what to do."""
 
+import dataclasses
 import inspect
 import subprocess
 import sys
@@ -8,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from promptdiffuser.cli import recipe_options
 from promptdiffuser.cli.main import COMMANDS, main
+from promptdiffuser.errors import UserError
+from promptdiffuser.pipeline.options import SweepOptions
+from promptdiffuser.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted([*(ROOT / "jobs").glob("*.py"), *(ROOT / "analysis").glob("*.py")])
@@ -73,6 +78,7 @@ def test_every_command_names_options_and_a_function_that_takes_them(name: str) -
         (["data"], "error: `data` needs one of describe, render, import-pickles, exchange"),
         (["run", "quickstrt"], "error: unknown recipe 'quickstrt'; did you mean 'quickstart'? known: quickstart, "),
         (["run", "--from-run", "a", "--from-file", "b"], "error: name one saved experiment, by --from-run or "),
+        (["run", "nowhere.py"], "error: nowhere.py is not there; name a recipe or a Python file that defines one"),
         (["run", "quickstart", "--quality", "mixed"], "error: quality is mixed, which collection.qualities (expert)"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -86,6 +92,55 @@ def test_what_cannot_be_done_is_one_line_and_status_2(
     assert shown.out == ""
     assert shown.err.startswith(message)
     assert shown.err.count("\n") == 1
+
+
+RECIPE = """
+from dataclasses import replace
+from promptdiffuser.experiment import Experiment
+from promptdiffuser.recipes import SWEEPS
+
+def small() -> Experiment:
+    \"\"\"A small experiment of mine.\"\"\"
+    return Experiment(name="mine", seed=_seed())
+
+def wide() -> Experiment:
+    return replace(small(), name="wide")
+
+def swept():
+    return SWEEPS["quickstart-guidance"]()
+
+def _seed():
+    return 3
+"""
+
+
+def test_a_recipe_may_be_a_function_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(RECIPE)
+    (tmp_path / "one.py").write_text("from promptdiffuser.recipes.quickstart import quickstart\n\n" + ONE)
+    options = recipe_options.experiment([f"{tmp_path}/mine.py:wide", "--backbone.layers", "2"], "program", "summary")
+    assert (options.experiment.name, options.experiment.seed, options.experiment.backbone.layers) == ("wide", 3, 2)
+    assert recipe_options.experiment([f"{tmp_path}/one.py"], "program", "summary").experiment.name == "only"
+    with pytest.raises(UserError, match=r"name a function of .*mine\.py:FUNCTION; it defines small, wide, swept"):
+        recipe_options.experiment([f"{tmp_path}/mine.py"], "program", "summary")
+    with pytest.raises(UserError, match="swept returns Sweep, which program cannot take"):
+        recipe_options.experiment([f"{tmp_path}/mine.py:swept"], "program", "summary")
+    assert isinstance(recipe_options.any_recipe([f"{tmp_path}/mine.py:swept"], "program", "summary"), SweepOptions)
+
+
+ONE = """
+def only():
+    from dataclasses import replace
+    return replace(quickstart(), name="only")
+"""
+
+
+def test_options_change_a_saved_experiment(tmp_path: Path) -> None:
+    saved = tmp_path / "saved.json"
+    saved.write_text(dataclasses.replace(RECIPES["quickstart"](), seed=5).to_json())
+    arguments = ["--from-file", str(saved), "--evaluation.prompts", "3", "--outputs", "elsewhere"]
+    options = recipe_options.experiment_or_saved(arguments, "program", "summary")
+    assert (options.experiment.seed, options.experiment.evaluation.prompts) == (5, 3)
+    assert options.outputs == Path("elsewhere")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")

@@ -1,12 +1,14 @@
 """Options of the commands whose first argument is a recipe. Only the recipe that is named is made."""
 
+import inspect
 import json
+import runpy
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
@@ -24,45 +26,86 @@ Recipe = TypeVar("Recipe")
 
 def of_recipe(
     recipes: Mapping[str, Callable[[], Recipe]],
+    kind: type[Any] | tuple[type[Any], ...],
     options_of: Callable[[Recipe], Options],
     arguments: Sequence[str],
     program: str,
     summary: str,
 ) -> Options:
-    """Parse `RECIPE [options]`; raises `UserError`, with the nearest name, for a recipe that does not exist."""
+    """Parse `RECIPE [options]`; raises `UserError`, with the nearest name, for a recipe that does not exist.
+
+    Args:
+        recipes: The named ones; FILE.py or FILE.py:FUNCTION is one of the user's.
+        kind: What a recipe of the user's must return.
+        options_of: Makes the command's options, whose defaults are the recipe's.
+        arguments: The command line after the command.
+        program: The command, for its help.
+        summary: What it does, in a sentence.
+    """
     if not arguments or arguments[0] in HELP:
         width = max(map(len, recipes))
         lines = [f"  {name:<{width}}  {_first_line(make)}" for name, make in recipes.items()]
         print("\n".join([f"usage: {program} RECIPE [options]", "", summary, "", "recipes:", *lines, ""]))
-        print("RECIPE --help lists the options.")
+        print("FILE.py or FILE.py:FUNCTION is a recipe of your own. RECIPE --help lists the options.")
         sys.exit(0 if arguments else 2)
     name, *rest = arguments
-    if name not in recipes:
+    if name.partition(":")[0].endswith(".py"):
+        make: Callable[[], Recipe] = own_recipe(name)
+    elif name in recipes:
+        make = recipes[name]
+    else:
         near = get_close_matches(name, recipes, n=1)
         meant = f"did you mean {near[0]!r}? " if near else ""
         raise UserError(f"unknown recipe {name!r}; {meant}known: {', '.join(recipes)}")
-    options = options_of(recipes[name]())
+    recipe = make()
+    if not isinstance(recipe, kind):
+        raise UserError(f"{name} returns {type(recipe).__name__}, which {program} cannot take")
+    return with_options(options_of(recipe), rest, f"{program} {name}", f"{summary}\n\n{name}: {_first_line(make)}")
+
+
+def with_options(defaults: Options, arguments: Sequence[str], program: str, description: str) -> Options:
+    """Return options with the changes that a command line names."""
     # Without subcommands for the fields of an experiment that may have one of several types.
     config = (tyro.conf.AvoidSubcommands,)
-    description = f"{summary}\n\n{name}: {_first_line(recipes[name])}"
     return tyro.cli(
-        type(options), default=options, args=rest, prog=f"{program} {name}", description=description, config=config
+        type(defaults), default=defaults, args=arguments, prog=program, description=description, config=config
     )
+
+
+def own_recipe(name: str) -> Callable[[], Any]:
+    """Return the function that FILE.py:FUNCTION names, or the only public one that FILE.py defines.
+
+    Raises:
+        UserError: There is no such file or function, or the file defines several.
+    """
+    path, _, function = name.partition(":")
+    if not Path(path).is_file():
+        raise UserError(f"{path} is not there; name a recipe or a Python file that defines one")
+    defined = {
+        key: value
+        for key, value in runpy.run_path(path, run_name="recipe").items()
+        if inspect.isfunction(value) and value.__module__ == "recipe" and not key.startswith("_")
+    }
+    if function in defined:
+        return defined[function]
+    if not function and len(defined) == 1:
+        return next(iter(defined.values()))
+    raise UserError(f"name a function of {path} as {path}:FUNCTION; it defines {', '.join(defined) or 'none'}")
 
 
 def experiment(arguments: Sequence[str], program: str, summary: str) -> JobOptions:
     """Return the options of a command on an experiment."""
-    return of_recipe(RECIPES, JobOptions, arguments, program, summary)
+    return of_recipe(RECIPES, Experiment, JobOptions, arguments, program, summary)
 
 
 def sweep(arguments: Sequence[str], program: str, summary: str) -> SweepOptions:
     """Return the options of a sweep."""
-    return of_recipe(SWEEPS, SweepOptions, arguments, program, summary)
+    return of_recipe(SWEEPS, Sweep, SweepOptions, arguments, program, summary)
 
 
 def benchmark(arguments: Sequence[str], program: str, summary: str) -> BenchmarkOptions:
     """Return the options of a benchmark."""
-    return of_recipe(BENCHMARKS, BenchmarkOptions, arguments, program, summary)
+    return of_recipe(BENCHMARKS, Benchmark, BenchmarkOptions, arguments, program, summary)
 
 
 def any_recipe(arguments: Sequence[str], program: str, summary: str) -> JobOptions | SweepOptions | BenchmarkOptions:
@@ -74,7 +117,7 @@ def any_recipe(arguments: Sequence[str], program: str, summary: str) -> JobOptio
             return JobOptions(recipe)
         return SweepOptions(recipe) if isinstance(recipe, Sweep) else BenchmarkOptions(recipe)
 
-    return of_recipe(recipes, options_of, arguments, program, summary)
+    return of_recipe(recipes, (Experiment, Sweep, Benchmark), options_of, arguments, program, summary)
 
 
 def sampler_table(arguments: Sequence[str], program: str, summary: str) -> object:
@@ -84,41 +127,34 @@ def sampler_table(arguments: Sequence[str], program: str, summary: str) -> objec
     def unchanged(table: SamplerTable) -> SamplerTable:
         return table
 
-    return of_recipe({"quickstart": quickstart_of_fifty_levels}, unchanged, arguments, program, summary)
+    recipes = {"quickstart": quickstart_of_fifty_levels}
+    return of_recipe(recipes, SamplerTable, unchanged, arguments, program, summary)
 
 
 @dataclass(frozen=True)
 class Saved:
-    """Command line of an experiment that was saved as JSON."""
+    """Where a saved experiment is."""
 
     from_run: str | None = None
     """Id of any experiment's run."""
     from_file: Path | None = None
     """File of an experiment."""
-    outputs: Path = Path("outputs")
-    """Folder below which the experiment writes everything."""
-    dataset: str | None = None
-    """Dataset to use instead of the one that the experiment's own collect stage writes."""
-    backbone_checkpoint: Path | None = None
-    """Backbone folder to use instead of the one that its own pretrain stage writes."""
-    rerun: tuple[str, ...] = ()
-    """Stages to make again though they are done, by the names that are printed."""
 
 
 def experiment_or_saved(arguments: Sequence[str], program: str, summary: str) -> JobOptions:
     """Return the options of a recipe, or of a saved experiment where --from-run or --from-file names one."""
     if not any(argument.startswith("--from-") for argument in arguments):
         return experiment(arguments, program, f"{summary} --from-run RUN_ID or --from-file FILE runs a saved one.")
-    saved = tyro.cli(Saved, args=arguments, prog=program, description=summary)
+    saved, rest = tyro.cli(Saved, args=arguments, prog=program, return_unknown_args=True, add_help=False)
     if (saved.from_run is None) == (saved.from_file is None):
         raise UserError("name one saved experiment, by --from-run or --from-file")
     if saved.from_file is not None:
-        text = _read(saved.from_file)
+        text, name = _read(saved.from_file), f"--from-file {saved.from_file}"
     else:
         from promptdiffuser.tracking.store import read_json, resolve_uri
 
-        text = json.dumps(read_json(resolve_uri(), str(saved.from_run), "experiment.json"))
-    return JobOptions(Experiment.from_json(text), saved.outputs, saved.dataset, saved.backbone_checkpoint, saved.rerun)
+        text, name = json.dumps(read_json(resolve_uri(), str(saved.from_run), "experiment.json")), "--from-run RUN_ID"
+    return with_options(JobOptions(Experiment.from_json(text)), rest, f"{program} {name}", summary)
 
 
 def _read(path: Path) -> str:

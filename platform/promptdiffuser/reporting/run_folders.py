@@ -2,33 +2,22 @@
 
 from pathlib import Path
 
-from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from promptdiffuser.errors import UserError
-from promptdiffuser.reporting.mlflow_reader import experiment_of
 from promptdiffuser.tracking.addresses import shown
-from promptdiffuser.tracking.names import FOLDER_TAG, METHOD_TAG, STAGE_TAG, USED_RUN_TAG
+from promptdiffuser.tracking.names import FOLDER_TAG, STAGE_TAG
 from promptdiffuser.tracking.store import connect, resolve_uri
 
 
 def adaptations_of_run(run_id: str) -> Path:
     """Return the folder that holds a method's policies of all target tasks.
 
-    The method's run knows its experiment, whose adapt stage says which folder it wrote for the method.
-
     Raises:
         UserError: The run is not in the store or no method's, or its folder is not on this machine.
     """
-    client = connect(resolve_uri())
-    run = _run(client, run_id, "method")
-    method, used = run.data.tags[METHOD_TAG], experiment_of(client, run).data.tags.get(USED_RUN_TAG + "adapt")
-    adapt = client.get_run(used) if used else None
-    if adapt is None or method not in adapt.data.params:
-        raise UserError(f"the experiment of run {run_id} does not say where {method} was adapted; pass the folder")
-    folder = Path(adapt.data.tags[FOLDER_TAG]).parent / "adaptations" / f"{method}-{adapt.data.params[method][:8]}"
-    return _checked(folder, run)
+    return _folder(_run(run_id, "method"))
 
 
 def diffuser_of_run(run_id: str) -> Path:
@@ -37,13 +26,12 @@ def diffuser_of_run(run_id: str) -> Path:
     Raises:
         UserError: The run is not in the store or no such training's, or its folder is not on this machine.
     """
-    run = _run(connect(resolve_uri()), run_id, "train-diffuser")
-    return _checked(Path(run.data.tags[FOLDER_TAG]), run)
+    return _folder(_run(run_id, "train-diffuser"))
 
 
-def _run(client: MlflowClient, run_id: str, stage: str) -> Run:
+def _run(run_id: str, stage: str) -> Run:
     try:
-        run = client.get_run(run_id)
+        run = connect(resolve_uri()).get_run(run_id)
     except MlflowException as error:
         raise UserError(
             f"no run {run_id} in {shown(resolve_uri())}; set MLFLOW_TRACKING_URI to the store that has it"
@@ -54,7 +42,10 @@ def _run(client: MlflowClient, run_id: str, stage: str) -> Run:
     return run
 
 
-def _checked(folder: Path, run: Run) -> Path:
+def _folder(run: Run) -> Path:
+    if FOLDER_TAG not in run.data.tags:
+        raise UserError(f"run {run.info.run_id} does not say where its models are; pass their folder")
+    folder = Path(run.data.tags[FOLDER_TAG])
     if not folder.is_dir():
         raise UserError(
             f"run {run.info.run_id} left its models in {folder}, which is not there; pass the folder where they are now"

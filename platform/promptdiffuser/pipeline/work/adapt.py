@@ -22,6 +22,9 @@ from promptdiffuser.tracking.names import METHOD_TAG, STAGE_TAG, TASK_TAG
 from promptdiffuser.tracking.store import RunLog, Tracker
 from promptdiffuser.training.checkpoint import read_manifest
 
+NO_POLICY = ("cost.json", "origin.json")
+"""Files of an adaptation that do not decide what its policy does."""
+
 
 def adapt(run: StageRun, experiment: Experiment, plans: list[MethodPlan], looks_inside: bool) -> None:
     """Make the adaptations that are missing, and look into the diffusers that made prompts."""
@@ -67,10 +70,10 @@ def cells_of(session: Session, plan: MethodPlan) -> tuple[AdaptationCell, ...]:
 
 
 def content_of(session: Session, plan: MethodPlan) -> str:
-    """Identify the policies that the finished adaptations made, whatever they cost: 16 hexadecimal digits."""
+    """Identify the policies that the finished adaptations made, whatever they cost and wherever the backbone lies."""
     folder = session.folder / plan.part.folder
     manifests = {str(name): read_manifest(folder / name) for name in plan.part.checkpoints}
-    policies = {task: {name: of[name] for name in of if name != "cost.json"} for task, of in manifests.items()}
+    policies = {task: {name: of[name] for name in of if name not in NO_POLICY} for task, of in manifests.items()}
     return fingerprint([plan.part.key, policies])
 
 

@@ -30,7 +30,7 @@ from promptdiffuser.rollout.blocks import BlockOfMany, EvaluationBlock, evaluati
 from promptdiffuser.rollout.policies import AdaptedPolicies, AdaptedPolicy
 from promptdiffuser.rollout.results import BlockResults
 from promptdiffuser.tasks import get_family
-from promptdiffuser.tracking.names import FAMILY_TAG, METHOD_TAG, SEED_TAG, STAGE_TAG, score_metrics
+from promptdiffuser.tracking.names import FAMILY_TAG, FOLDER_TAG, METHOD_TAG, SEED_TAG, STAGE_TAG, score_metrics
 from promptdiffuser.tracking.provenance import typed_command
 
 SHOWN = ("mean", "ci_low", "ci_high", "normalised", "diverged")
@@ -62,8 +62,8 @@ def evaluate(run: StageRun, experiment: Experiment, plans: list[MethodPlan]) -> 
     play(run, [built])
     summary = summarise(run, experiment, built.evaluations)
     write_artifacts(run, experiment, plans, built.evaluations, summary)
-    for evaluation in built.evaluations:
-        log_method(run, experiment, evaluation, summary["methods"][evaluation.method])
+    for plan, evaluation in zip(plans, built.evaluations, strict=True):
+        log_method(run, experiment, evaluation, plan.part.folder, summary["methods"][evaluation.method])
 
 
 @dataclass(frozen=True)
@@ -215,12 +215,15 @@ def expert_prompts(run: StageRun, experiment: Experiment, plan: MethodPlan) -> d
     return {task: builder.few_shot([task], settings.few_shot).pool.prompts for task in family.test_tasks}
 
 
-def log_method(run: StageRun, experiment: Experiment, evaluation: MethodEvaluation, result: dict[str, Any]) -> None:
+def log_method(
+    run: StageRun, experiment: Experiment, evaluation: MethodEvaluation, adapted: Path, result: dict[str, Any]
+) -> None:
     """Log a method as a run of its own, with the same keys for every method."""
     method = get_method(evaluation.method)
     tags = {
         STAGE_TAG: "method",
         METHOD_TAG: method.name,
+        FOLDER_TAG: str(run.session.folder / adapted),
         FAMILY_TAG: experiment.family,
         SEED_TAG: str(experiment.seed),
     }
