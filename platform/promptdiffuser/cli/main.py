@@ -118,6 +118,16 @@ COMMANDS = {
         "promptdiffuser.reporting.sweep_report:Arguments",
         "promptdiffuser.reporting.sweep_report:run",
     ),
+    "list": Command(
+        "Show the stages below a folder of outputs: state, size, seconds, commit.",
+        "promptdiffuser.pipeline.housekeeping:List",
+        "promptdiffuser.pipeline.housekeeping:show",
+    ),
+    "prune": Command(
+        "Delete what was interrupted, is of an older version or, with --unused, what no result was made from.",
+        "promptdiffuser.pipeline.housekeeping:Prune",
+        "promptdiffuser.pipeline.housekeeping:prune",
+    ),
     "sync": Command(
         "Deliver to MLflow what experiments logged while it was away.",
         "promptdiffuser.cli.sync:Sync",

@@ -11,7 +11,7 @@ them. Nothing here needs Ray or MLflow, and looking writes nothing.
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,10 @@ class Record:
     """Commit, whether files were changed since, and digest of the code that made it."""
     outputs: dict[str, dict[str, Any]]
     """File -> its size and checksum."""
+    reads: list[str] = field(default_factory=list)
+    """Folders of the stages that it reads, relative to the folder of the experiment."""
+    parts: list[str] = field(default_factory=list)
+    """Folders of its parts, likewise."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,17 @@ class StageStore:
         else:
             content = fingerprint([outputs, [read_manifest(path) for path in self._checkpoints(stage)]])
         record = Record(
-            stage.key, stage.version, as_json(stage.settings), dict(inputs), content, seconds, run, source, outputs
+            key=stage.key,
+            version=stage.version,
+            settings=as_json(stage.settings),
+            inputs=dict(inputs),
+            content=content,
+            seconds=seconds,
+            run=run,
+            source=source,
+            outputs=outputs,
+            reads=[str(node.folder) for node in stage.inputs.values() if isinstance(node, Stage)],
+            parts=[str(part.folder) for part in stage.parts],
         )
         write_json(folder / RECORD, vars(record))
         self._verified.add(folder)
