@@ -24,10 +24,9 @@ from tests import tiny
 
 GOLDEN = Path(__file__).with_name("golden.json")
 STAGES = ("collect", "pretrain", "train_diffuser", "adapt", "evaluate")
-SAME_MACHINE, OTHER_MACHINE = 1e-6, 0.02
-"""Largest relative difference of a loss. Processors round differently, which training and simulation amplify."""
-RETURNS_ON_OTHER_MACHINES = 0.1
-"""Largest relative difference of a return there."""
+SAME_PROCESSOR, OTHER_PROCESSOR = 1e-6, 0.05
+"""Largest relative difference of a loss. Processors round differently, which training amplifies. Contacts amplify it so
+much more that returns are compared on the same processor only."""
 
 
 def versions() -> dict[str, int]:
@@ -35,7 +34,8 @@ def versions() -> dict[str, int]:
 
 
 def machine() -> str:
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} torch {torch.__version__}"
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return f"{names[0].partition(':')[2].strip()}, torch {torch.__version__}" if names else platform.platform()
 
 
 def numbers(outputs: Path) -> dict[str, Any]:
@@ -64,15 +64,16 @@ def test_numbers_move_only_with_a_version(tiny_run: Path) -> None:
     golden, found = json.loads(GOLDEN.read_text()), numbers(tiny_run)
     assert golden["versions"] == versions(), "a VERSION was raised: store the numbers anew, see above"
     same = golden["machine"] == machine()
-    tolerance = SAME_MACHINE if same else OTHER_MACHINE
+    tolerance = SAME_PROCESSOR if same else OTHER_PROCESSOR
     assert found["dataset"] == pytest.approx(golden["numbers"]["dataset"], rel=tolerance)
     for name, curves in golden["numbers"]["losses"].items():
         assert found["losses"][name].keys() == curves.keys()
         for key, curve in curves.items():
             assert found["losses"][name][key] == pytest.approx(curve, rel=tolerance), (name, key)
-    for method, returns in golden["numbers"]["returns"].items():
-        rel = tolerance if same else RETURNS_ON_OTHER_MACHINES
-        assert found["returns"][method] == pytest.approx(returns, rel=rel), method
+    assert found["returns"].keys() == golden["numbers"]["returns"].keys()
+    if same:
+        for method, returns in golden["numbers"]["returns"].items():
+            assert found["returns"][method] == pytest.approx(returns, rel=tolerance), method
 
 
 if __name__ == "__main__":
