@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from promptdiffuser.evaluation.scores import reference_scores
+from promptdiffuser.evaluation.summary import SCHEMA_VERSION, EvaluationSummary, MethodSummary, TargetSummary
 from promptdiffuser.reporting.report import write_report
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tracking.store import RunLog, Tracker, prepare
@@ -33,7 +34,7 @@ class SyntheticExperiment:
     uri: str
     name: str
     parent_run_id: str
-    summary: dict[str, Any]
+    summary: EvaluationSummary
 
 
 def make_episodes(rng: np.random.Generator, means: Mapping[str, float] = MEANS) -> pd.DataFrame:
@@ -62,24 +63,36 @@ def make_prompts(rng: np.random.Generator) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "task", "prompt", "features"])
 
 
-def make_summary(name: str, episodes: pd.DataFrame) -> dict[str, Any]:
+def make_summary(name: str, episodes: pd.DataFrame) -> EvaluationSummary:
     """Return a summary in the form that the evaluate stage writes."""
-    methods = {}
+    methods = dict[str, MethodSummary]()
     for rank, (method, own) in enumerate(episodes.groupby("method")):
         mean = float(own["return"].mean())
-        methods[str(method)] = {
+        target: TargetSummary = {
             "mean": mean,
             "ci_low": mean - 2.5,
             "ci_high": mean + 2.25,
             "normalised": 0.5 + 0.1 * rank,
+            "diverged": 0,
+        }
+        methods[str(method)] = {
+            **target,
+            "unit": "prompt_source",
+            "units": PROMPTS,
             "per_task": {str(task): float(value) for task, value in own.groupby("task")["return"].mean().items()},
             "failed_share": 0.125 * rank,
             "success": 0.0,
             "seconds": 12.0,
             "seconds_adapt": 1.25 * rank,
             "tunable_parameters": 1234 * rank,
+            "gradient_steps": 0,
+            "environment_episodes": 0,
+            "memory_gib": 0.5,
+            "summary": f"what {method} does",
+            "targets": {"0": target},
         }
     return {
+        "schema_version": SCHEMA_VERSION,
         "experiment": name,
         "family": "cheetah-vel",
         "test_tasks": list(TASKS),
@@ -195,7 +208,7 @@ def log_experiment(
 
 
 def write_results(
-    log: RunLog, folder: Path, episodes: pd.DataFrame, prompts: pd.DataFrame, summary: dict[str, Any]
+    log: RunLog, folder: Path, episodes: pd.DataFrame, prompts: pd.DataFrame, summary: EvaluationSummary
 ) -> None:
     """Log the three artifacts of an evaluate run."""
     for name, frame in (("episodes", episodes), ("prompts", prompts)):

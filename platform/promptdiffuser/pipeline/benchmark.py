@@ -21,6 +21,7 @@ from promptdiffuser.console import known, print_table, with_interval
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.training import train_apart
 from promptdiffuser.evaluation.scores import FLOORS, reference_scores
+from promptdiffuser.evaluation.summary import read_summary
 from promptdiffuser.experiment import Experiment
 from promptdiffuser.methods.cells import AdaptationCell
 from promptdiffuser.pipeline.experiment_graph import Base, ExperimentGraph, base_of
@@ -180,7 +181,7 @@ class BenchmarkGraph:
                 folder = run.session.product(each.stages.evaluate)
                 names = {"arm": each.cell.arm, "few_shot_episodes": each.cell.few_shot_episodes}
                 frames.append(pd.read_parquet(folder / EPISODES).assign(**names, training_seed=each.cell.seed))
-                methods = json.loads((folder / SUMMARY).read_text())["methods"]
+                methods = read_summary((folder / SUMMARY).read_text())["methods"]
                 costs += [
                     names | {"method": method, "training_seed": each.cell.seed} | of for method, of in methods.items()
                 ]

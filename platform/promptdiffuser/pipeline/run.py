@@ -5,15 +5,14 @@ promptdiffuser run --from-run RUN_ID        (the experiment of an MLflow run aga
 promptdiffuser run --from-file best.json    (a saved experiment, such as the best configuration of a sweep)
 """
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from promptdiffuser.console import known, print_table, with_interval
 from promptdiffuser.evaluation.scores import FLOORS, nothing_learned
+from promptdiffuser.evaluation.summary import EvaluationSummary, read_summary
 from promptdiffuser.files import point, writing_below
 from promptdiffuser.pipeline.experiment_graph import graph_of
 from promptdiffuser.pipeline.graph import Stage, check_names
@@ -36,7 +35,7 @@ def run_experiment(options: JobOptions) -> Path:
         session.make(experiment.graph)
     with writing_below(session.folder):  # after the session, so that MLflow has what the report reads
         results = write_results(session, experiment.evaluate)
-    print_table(session.console, _table(json.loads((results / SUMMARY).read_text())))
+    print_table(session.console, _table(read_summary((results / SUMMARY).read_text())))
     session.console.print(f"summary  {results / SUMMARY}", soft_wrap=True)
     session.console.print(f"report   {results / 'report.html'}", soft_wrap=True)
     session.console.print("runs     make ui   (MLflow on http://127.0.0.1:5000)")
@@ -60,7 +59,7 @@ def write_results(session: Session, evaluation: Stage) -> Path:
     return folder
 
 
-def _table(summary: dict[str, Any]) -> Table:
+def _table(summary: EvaluationSummary) -> Table:
     family, tasks = get_family(summary["family"]), f"{len(summary['test_tasks'])} tasks"
     seen = "also trained on" if family.tests_on_training_tasks else "never seen in training"
     methods, references = summary["methods"], summary["references"]

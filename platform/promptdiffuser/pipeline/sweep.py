@@ -9,7 +9,6 @@ again.
 """
 
 import dataclasses
-import json
 import math
 from typing import Any
 
@@ -22,6 +21,7 @@ from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.sweeps import run_sweep
 from promptdiffuser.distributed.trials import SUMMARISED, SweepPlan
 from promptdiffuser.errors import UserError
+from promptdiffuser.evaluation.summary import read_summary
 from promptdiffuser.experiment import Experiment
 from promptdiffuser.files import locked
 from promptdiffuser.keys import deciding, fingerprint
@@ -31,6 +31,7 @@ from promptdiffuser.pipeline.graph import Graph, check_names
 from promptdiffuser.pipeline.options import JobOptions, SweepOptions
 from promptdiffuser.pipeline.run import run_experiment
 from promptdiffuser.pipeline.session import POLL_SECONDS, Session
+from promptdiffuser.pipeline.stages.evaluate import SUMMARY
 from promptdiffuser.pipeline.work.pretrain import validation_of
 from promptdiffuser.rng import SIMULATOR_SEEDS, seed_at
 from promptdiffuser.sweeps.ledger import Ledger, Row, trial_number
@@ -181,7 +182,7 @@ def confirm(plan: SweepPlan, session: Session, options: SweepOptions, dataset: s
     )
     backbone = None if sweep.trains_backbone else plan.backbone_folder
     results = run_experiment(JobOptions(fresh, options.outputs, dataset, backbone))
-    summary = json.loads((results / "summary.json").read_text())
+    summary = read_summary((results / SUMMARY).read_text())
     result = summary["methods"][sweep.method]
     confirmed = {
         "test/return": result["mean"],

@@ -13,6 +13,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from promptdiffuser.errors import UserError
+from promptdiffuser.evaluation.summary import EvaluationSummary, read_summary
 from promptdiffuser.statistics.scores import at_first_target, normalised, without_diverged
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.references import reference_returns
@@ -46,7 +47,7 @@ class ExperimentResults:
     """One row an evaluated episode: method, task, prompt, episode, seed, return, length, seconds."""
     prompts: pd.DataFrame
     """One row a prompt: method ("expert" for the few-shot set), task, prompt, features (flattened, normalised)."""
-    summary: dict[str, Any]
+    summary: EvaluationSummary
     """What evaluate concluded, by method, and how: goals, protocol, dataset digest, command, seed."""
     inside: dict[str, dict[str, Any]]
     """Name of a training's run -> method -> measure -> number or list: what its diffuser's prompts are like."""
@@ -90,13 +91,12 @@ def load_experiment(uri: str, experiment_name: str, parent_run_id: str | None = 
                 f"prompts.parquet of evaluate run {evaluate.info.run_id} has fewer than two expert prompts; "
                 f"make them with: {_command(experiment_name)}"
             )
-        summary = json.loads(files["summary.json"].read_text())
+        try:
+            summary = read_summary(files["summary.json"].read_text())
+        except UserError as error:
+            again = f"{_command(experiment_name)} --rerun evaluate"
+            raise UserError(f"evaluate run {evaluate.info.run_id}: {error}, here with {again}") from error
         episodes = pd.read_parquet(files["episodes.parquet"])
-        if "references" not in summary or not {"prompt_source", "start"} <= set(episodes):
-            raise UserError(
-                f"evaluate run {evaluate.info.run_id} was made by an earlier version, which did not say which prompts "
-                f"are copies; evaluate again with: {_command(experiment_name)} --rerun evaluate"
-            )
         return ExperimentResults(
             uri=uri,
             name=experiment_name,

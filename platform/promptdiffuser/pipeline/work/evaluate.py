@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import pandas as pd
 
@@ -15,6 +15,7 @@ from promptdiffuser.diffusion.prompt_space import PromptSpace
 from promptdiffuser.distributed.cluster import connect
 from promptdiffuser.distributed.rollouts import RolloutPool
 from promptdiffuser.evaluation.scores import reference_scores, summarise_targets
+from promptdiffuser.evaluation.summary import SCHEMA_VERSION, EvaluationSummary, MethodSummary, TargetSummary
 from promptdiffuser.experiment import Experiment
 from promptdiffuser.keys import fingerprint
 from promptdiffuser.methods import get_method
@@ -33,7 +34,7 @@ from promptdiffuser.tasks import get_family
 from promptdiffuser.tracking.names import FAMILY_TAG, FOLDER_TAG, METHOD_TAG, SEED_TAG, STAGE_TAG, score_metrics
 from promptdiffuser.tracking.provenance import typed_command
 
-SHOWN = ("mean", "ci_low", "ci_high", "normalised", "diverged")
+SHOWN = tuple(TargetSummary.__annotations__)
 
 
 @dataclass(frozen=True)
@@ -146,21 +147,20 @@ def cost_of(evaluation: MethodEvaluation) -> dict[str, float]:
     return most | {"seconds_adapt": sum(cost.seconds for cost in costs)}
 
 
-def summarise(run: StageRun, experiment: Experiment, evaluations: list[MethodEvaluation]) -> dict[str, Any]:
+def summarise(run: StageRun, experiment: Experiment, evaluations: list[MethodEvaluation]) -> EvaluationSummary:
     """Return the content of summary.json."""
     dataset = run.dataset(experiment)
     family = get_family(experiment.family)
     compared_at = f"{experiment.evaluation.targets(family)[0]:g}"
-    methods = {}
+    methods = dict[str, MethodSummary]()
     for each in evaluations:
         targets = summarise_targets(pd.read_parquet(each.episodes), dataset.manifest.tasks)
-        methods[each.method] = (
-            targets[compared_at]
-            | cost_of(each)
-            | {"summary": get_method(each.method).summary}
-            | {"targets": {target: {key: of_target[key] for key in SHOWN} for target, of_target in targets.items()}}
-        )
+        shown = {target: {key: of_target[key] for key in SHOWN} for target, of_target in targets.items()}
+        found = targets[compared_at] | cost_of(each)
+        found |= {"summary": get_method(each.method).summary, "targets": shown}
+        methods[each.method] = cast(MethodSummary, found)
     return {
+        "schema_version": SCHEMA_VERSION,
         "experiment": experiment.name,
         "family": family.name,
         "test_tasks": list(family.test_tasks),
@@ -181,7 +181,7 @@ def write_artifacts(
     experiment: Experiment,
     plans: list[MethodPlan],
     evaluations: list[MethodEvaluation],
-    summary: dict[str, Any],
+    summary: EvaluationSummary,
 ) -> None:
     """Write what the report is made from: the episodes and trajectory prompts of all methods, and the summary."""
     experts = expert_prompts(run, experiment, plans[0])
@@ -216,7 +216,7 @@ def expert_prompts(run: StageRun, experiment: Experiment, plan: MethodPlan) -> d
 
 
 def log_method(
-    run: StageRun, experiment: Experiment, evaluation: MethodEvaluation, adapted: Path, result: dict[str, Any]
+    run: StageRun, experiment: Experiment, evaluation: MethodEvaluation, adapted: Path, result: MethodSummary
 ) -> None:
     """Log a method as a run of its own, with the same keys for every method."""
     method = get_method(evaluation.method)
@@ -237,9 +237,12 @@ def log_method(
             "evaluation": dataclasses.asdict(experiment.evaluation),
         }
     )
+    scores: dict[str, float | None] = {f"task-{task}": mean for task, mean in result["per_task"].items()}
+    scores |= {"mean": result["mean"], "ci_low": result["ci_low"], "ci_high": result["ci_high"]}
+    scores |= {"normalised": result["normalised"], "diverged": result["diverged"], "seconds": result["seconds"]}
     success = {"test/success": result["success"]} if get_family(experiment.family).has_success else {}
     log.log_metrics(
-        score_metrics("test", result | {f"task-{task}": mean for task, mean in result["per_task"].items()})
+        score_metrics("test", scores)
         | {
             "time/adapt_s": result["seconds_adapt"],
             "cost/tunable_parameters": result["tunable_parameters"],
