@@ -26,11 +26,11 @@ from promptdiffuser.data.windows import Segments
 from promptdiffuser.diffusion.process import DiffusionConfig
 from promptdiffuser.diffusion.prompt_space import PromptSpace
 from promptdiffuser.errors import UserError
-from promptdiffuser.methods import METHODS
+from promptdiffuser.methods import METHODS, get_method
 from promptdiffuser.methods.adaptation import Adaptation
 from promptdiffuser.methods.backbones import backbone_config
 from promptdiffuser.methods.cells import AdaptationCell
-from promptdiffuser.methods.folders import Origin, load_adaptation, save_adaptation
+from promptdiffuser.methods.folders import Origin, load_adaptation, read_origin, save_adaptation
 from promptdiffuser.methods.inputs import InputsBuilder
 from promptdiffuser.models.adapters import add_adapters
 from promptdiffuser.rollout.blocks import EvaluationBlock
@@ -110,7 +110,7 @@ def check_equals_evaluation(policy: Policy, folder: Path, backbone_folder: Path,
     """Check that a policy acts and earns as the platform's own evaluation of the same folder."""
     family = policy.family
     backbone, normaliser = load_backbone(backbone_folder, family, CPU)
-    adapted = load_adaptation(folder, backbone).policy
+    adapted = load_adaptation(folder, backbone, get_method(read_origin(folder).method)).policy
     policies = AdaptedPolicies(normaliser, {policy.method: {policy.task: adapted}})
     request = EvaluationRequest(policy.task, SEED, policy.method, prompt, 0, target)
     stepper = EpisodeStepper(family)

@@ -9,14 +9,14 @@ import logging
 import math
 import re
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from promptdiffuser.data.plans import RoundsConfig
 from promptdiffuser.diffusion.process import DiffusionConfig, visited_steps
 from promptdiffuser.errors import UserError
 from promptdiffuser.keys import NOT_DECIDING
 from promptdiffuser.methods import METHODS
-from promptdiffuser.methods.config import AdaptationConfig
+from promptdiffuser.methods.config import compose_adaptation_config
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.models.denoiser import DenoiserConfig
 from promptdiffuser.rollout.protocol import ProtocolConfig, ValidationConfig
@@ -26,6 +26,11 @@ from promptdiffuser.training.backbone_objective import BackboneLossConfig
 from promptdiffuser.training.engine import OptimisationConfig
 from promptdiffuser.training.guidance import GuidanceConfig
 from promptdiffuser.training.optimised_prompts import OptimisedPromptsConfig
+
+if TYPE_CHECKING:  # Its fields are known once all methods are, the user's own among them.
+    AdaptationConfig: TypeAlias = Any
+else:
+    AdaptationConfig = compose_adaptation_config(__name__)
 
 SCHEMA_VERSION = 1
 """Of saved experiments; raised when a field changes its name or meaning."""
@@ -208,7 +213,7 @@ class Experiment:
         if not self.methods:
             raise ValueError("methods must name at least one method")
         if unknown := [method for method in self.methods if method not in METHODS]:
-            raise ValueError(f"methods names an unknown method {unknown[0]!r}; known: {', '.join(METHODS)}")
+            raise ValueError(f"methods names an unknown method {unknown[0]!r}; {METHODS.suggest(unknown[0])}")
         for name in self.methods:
             if lacking := [q for q in METHODS[name].qualities if q not in self.collection.qualities]:
                 raise ValueError(
@@ -312,7 +317,8 @@ def _restore_object(cls: Any, document: Any, path: str) -> Any:
     hints = get_type_hints(cls)
     names = [declared.name for declared in fields(cls)]
     if unknown := sorted(document.keys() - set(names)):
-        raise UserError(f"{path} has no field {unknown[0]!r}; its fields are {', '.join(names)}")
+        remedy = "; settings of a method of your own need its --plugin" if cls is AdaptationConfig else ""
+        raise UserError(f"{path} has no field {unknown[0]!r}; its fields are {', '.join(names)}{remedy}")
     for missing in (declared for declared in fields(cls) if declared.name not in document):
         if missing.default is MISSING and missing.default_factory is MISSING:
             raise UserError(f"{path} lacks the field {missing.name!r}")

@@ -21,6 +21,7 @@ from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.windows import PromptPool, Segments, cut_pool_pieces
 from promptdiffuser.diffusion.diffuser import Diffuser
 from promptdiffuser.errors import UserError
+from promptdiffuser.methods import get_method
 from promptdiffuser.methods.folders import Origin, load_adaptation, read_origin
 from promptdiffuser.methods.prompt_diffuser import noise_address
 from promptdiffuser.models.backbone import Prompt
@@ -69,7 +70,9 @@ def load_policy(
     backbone, normaliser = model_folders.load_backbone(
         origin.backbone_folder(folder), get_family(origin.family), torch.device("cpu")
     )
-    return Policy(origin, load_adaptation(folder, backbone).policy, normaliser, torch.device(device))
+    return Policy(
+        origin, load_adaptation(folder, backbone, get_method(origin.method)).policy, normaliser, torch.device(device)
+    )
 
 
 class Policy:

@@ -31,7 +31,7 @@ EXTREMES = [np.finfo(np.float32).max, np.finfo(np.float32).min, np.finfo(np.floa
 def small_family() -> Iterator[None]:
     """Make cheetah-vel small and let a file hold three episodes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(FAMILIES, FAMILY.name, FAMILY)
+        patch.setitem(FAMILIES.registered, FAMILY.name, FAMILY)
         patch.setattr(parts, "MAX_STEPS", 3 * FAMILY.horizon)
         yield
 

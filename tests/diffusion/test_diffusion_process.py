@@ -148,7 +148,7 @@ def test_remedies_of_the_refusal_work() -> None:
 
 def test_sigmas_that_do_not_exceed_the_data_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise of five deviations of the data leaves its mean visible, so pure noise is the wrong start."""
-    monkeypatch.setitem(SCHEDULES, "short", partial(edm, sigma_max=5.0))
+    monkeypatch.setitem(SCHEDULES.registered, "short", partial(edm, sigma_max=5.0))
     with pytest.raises(ValueError, match=r"diffusion\.schedule 'short' with diffusion\.steps 20 keeps .* 0\.038"):
         DiffusionConfig("short", 20)
 

@@ -92,7 +92,7 @@ def test_every_schedule_adds_noise_each_step_and_ends_in_noise(name: str, num_st
 
 def test_a_schedule_that_does_not_end_in_noise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """DDPM's own betas, made for 1,000 steps, keep 95 % of the signal over 5."""
-    monkeypatch.setitem(SCHEDULES, "unscaled", lambda n: torch.linspace(1e-4, 0.02, n, dtype=torch.float64))
+    monkeypatch.setitem(SCHEDULES.registered, "unscaled", lambda n: torch.linspace(1e-4, 0.02, n, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"diffusion\.schedule 'unscaled' with diffusion\.steps 5 keeps .* 0\.95"):
         DiffusionConfig(schedule="unscaled", steps=5)
     assert DiffusionConfig(schedule="unscaled", steps=1000).steps == 1000

@@ -3,7 +3,7 @@
 from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.plans import Rounds, RoundsConfig
 from promptdiffuser.data.store import Dataset
-from promptdiffuser.methods.config import AdaptationConfig
+from promptdiffuser.experiment import AdaptationConfig
 from promptdiffuser.methods.inputs import InputsSettings
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.rollout.protocol import ProtocolConfig

@@ -13,11 +13,11 @@ from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.diffusion.process import DiffusionConfig
 from promptdiffuser.diffusion.prompt_space import PromptSpace
+from promptdiffuser.experiment import AdaptationConfig
 from promptdiffuser.methods.adaptation import AdaptationInputs, Method
 from promptdiffuser.methods.adapters import AdaptersConfig
 from promptdiffuser.methods.backbones import BACKBONES, backbone_config
 from promptdiffuser.methods.best_of import BestOfConfig
-from promptdiffuser.methods.config import AdaptationConfig
 from promptdiffuser.methods.diffusers import DIFFUSERS
 from promptdiffuser.methods.fine_tuning import FineTuningConfig
 from promptdiffuser.methods.inputs import InputsBuilder, InputsSettings
@@ -115,7 +115,7 @@ def make_inputs(
         builder = InputsBuilder(dataset, tiny_backbone(FAMILY, config=config), normaliser, settings)
         diffuser = models.diffusers[method.diffuser] if method.diffuser else None
         training = few_shot_training(method, models, task, seed) if method.few_shot_updates else None
-        return builder.inputs(task, tmp_path / str(next(calls)), diffuser, training)
+        return builder.inputs(method, task, tmp_path / str(next(calls)), diffuser, training)
 
     return make
 

@@ -172,7 +172,7 @@ def test_an_adaptation_is_read_as_it_was_written(
     save_adaptation(tmp_path / "policy", made, inputs.backbone, origin)
     assert read_origin(tmp_path / "policy") == origin
     assert origin.backbone_folder(tmp_path / "policy") == folder.resolve()
-    read = load_adaptation(tmp_path / "policy", inputs.backbone)
+    read = load_adaptation(tmp_path / "policy", inputs.backbone, method)
     assert equal(read.policy.prompts, made.policy.prompts)
     assert equal_weights(read.policy.backbone, made.policy.backbone)
     assert (read.policy.backbone is inputs.backbone) == (not method.changes_weights)
@@ -199,7 +199,7 @@ def test_a_cell_writes_what_its_method_makes(
     cell.run(torch.device("cpu"), histories.append)
     assert cell.is_done
     assert [entry["step"] for entry in histories[-1]] == [2]
-    read = load_adaptation(cell.result, tiny_backbone(FAMILY))
+    read = load_adaptation(cell.result, tiny_backbone(FAMILY), method)
     assert equal(read.policy.prompts, method.adapt(inputs).policy.prompts)
     assert read.cost.gradient_steps == 2
 

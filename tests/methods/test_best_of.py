@@ -21,8 +21,7 @@ STEPS = 5 * TINY.history
 
 
 def with_config(inputs: AdaptationInputs, **changes: int) -> AdaptationInputs:
-    config = replace(inputs.config.best_of, **changes)
-    return replace(inputs, config=replace(inputs.config, best_of=config))
+    return replace(inputs, settings=replace(inputs.settings, **changes))
 
 
 def prompts_of(inputs: AdaptationInputs) -> Segments:

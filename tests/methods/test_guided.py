@@ -18,8 +18,7 @@ def test_it_moves_what_the_diffuser_generates_without_guidance(make_inputs: Call
     plain = PLAIN.adapt(make_inputs(PLAIN)).policy.prompts
     guided = METHOD.adapt(make_inputs(METHOD))
     inputs = make_inputs(METHOD)
-    unmoved = replace(inputs.config, guided=replace(inputs.config.guided, weight=0.0))
-    off = METHOD.adapt(replace(inputs, config=unmoved))
+    off = METHOD.adapt(replace(inputs, settings=replace(inputs.settings, weight=0.0)))
     assert isinstance(plain, Segments)
     assert isinstance(guided.policy.prompts, Segments)
     assert isinstance(off.policy.prompts, Segments)

@@ -29,11 +29,9 @@ def assert_first_are(few: Prompt, many: Prompt) -> None:
 
 def adapted(method: Method, inputs: AdaptationInputs) -> tuple[Prompt, dict[str, Tensor]]:
     """Adapt; tuned prompts are those after the last update, which have seen every draw."""
-    last = {
-        name: replace(getattr(inputs.config, name), held_out_episodes=0)
-        for name in ("prompt_tensor_tuning", "soft_prompt")
-    }
-    policy = method.adapt(replace(inputs, config=replace(inputs.config, **last))).policy
+    if method.name in ("prompt-tensor-tuning", "soft-prompt"):
+        inputs = replace(inputs, settings=replace(inputs.settings, held_out_episodes=0))
+    policy = method.adapt(inputs).policy
     return policy.prompts, policy.backbone.state_dict()
 
 
@@ -48,8 +46,8 @@ def test_the_first_of_many_random_soft_prompts_are_the_few(make_inputs: MakeInpu
     method, found = METHODS["soft-prompt"], []
     for num_prompts in (FEW, MANY):
         inputs = make_inputs(method, num_prompts=num_prompts)
-        config = replace(inputs.config, soft_prompt=SoftPromptConfig(steps=1, batch_steps=12, initial="normal"))
-        found.append(method.adapt(replace(inputs, config=config)).policy.prompts)
+        settings = SoftPromptConfig(steps=1, batch_steps=12, initial="normal")
+        found.append(method.adapt(replace(inputs, settings=settings)).policy.prompts)
     assert_first_are(*found)
 
 
@@ -57,9 +55,7 @@ def test_a_candidate_does_not_depend_on_how_many_there_are(make_inputs: MakeInpu
     """With more candidates a prompt stays as it was, or one of the new ones is better."""
     method, losses = METHODS["prompt-diffuser-best-of-multi-task"], []
     for candidates in (1, 2, 5):
-        inputs = make_inputs(method)
-        config = replace(inputs.config, best_of=BestOfConfig(candidates=candidates, batch_steps=12))
-        inputs = replace(inputs, config=config)
+        inputs = replace(make_inputs(method), settings=BestOfConfig(candidates=candidates, batch_steps=12))
         losses.append(few_shot_losses(best_prompts(trained_diffuser(inputs), inputs), inputs))
     one, two, five = losses
     assert (two <= one + 1e-6).all()

@@ -31,10 +31,6 @@ def trajectories(name: str, inputs: AdaptationInputs) -> Segments:
     return prompts
 
 
-def with_settings(inputs: AdaptationInputs, **settings: object) -> AdaptationInputs:
-    return dataclasses.replace(inputs, config=dataclasses.replace(inputs.config, **settings))
-
-
 @pytest.mark.parametrize("quality", ["medium", "random"])
 def test_prompts_of_another_quality_are_those_of_its_first_episodes(
     quality: str, make_inputs: MakeInputs, small_dataset: Dataset, normaliser: Normaliser
@@ -192,7 +188,7 @@ def test_elbo_of_unseen_tasks_rises_with_training(
 
     def negative_elbo(updates: int) -> float:
         config = VaePromptConfig(updates=updates, batch_size=64, hidden=32, latent=4, learning_rate=1e-2)
-        inputs = with_settings(make_inputs(METHODS["vae-prompt"]), vae_prompt=config)
+        inputs = dataclasses.replace(make_inputs(METHODS["vae-prompt"]), settings=config)
         vae = trained_vae(inputs, inputs.training().pool, num_context=1)
         noise = torch.randn(len(own), config.latent, generator=torch_generator("elbo"))
         return vae.negative_elbo(unseen.prompts, unseen.contexts_at(own), noise).mean().item()
@@ -225,7 +221,7 @@ def test_training_of_the_vae_is_reported(make_inputs: MakeInputs) -> None:
     inputs = dataclasses.replace(make_inputs(METHODS["vae-prompt"]), on_history=histories.append)
     METHODS["vae-prompt"].adapt(inputs)
     (history,) = histories
-    assert history[-1]["step"] == inputs.config.vae_prompt.updates
+    assert history[-1]["step"] == inputs.settings.updates
     assert np.isfinite(history[-1]["train/negative_elbo"])
 
 

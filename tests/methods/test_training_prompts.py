@@ -78,7 +78,7 @@ def inputs_of(method: Method, dataset: FewTasks, folder: Path) -> AdaptationInpu
         document = diffuser_document(family, config, DiffusionConfig(), sees_context, transitions)
         diffuser = save_diffuser(folder / "diffuser", dict(made.denoiser.state_dict()), document, space, normaliser)
     (target,) = family.test_tasks
-    return builder.inputs(target, folder / "adaptation", diffuser)
+    return builder.inputs(method, target, folder / "adaptation", diffuser)
 
 
 def adapt(method: Method, dataset: FewTasks, folder: Path) -> tuple[Segments | None, bool]:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from promptdiffuser.data.windows import Segments
+from promptdiffuser.experiment import AdaptationConfig
 from promptdiffuser.methods import METHODS
 from promptdiffuser.methods.adaptation import AdaptationInputs, Method
-from promptdiffuser.methods.config import AdaptationConfig
+from promptdiffuser.methods.config import settings_of
 from promptdiffuser.methods.online import TargetSimulator
 from promptdiffuser.methods.prompt_bandit import FEATURES, PromptBanditConfig
 from promptdiffuser.methods.prompt_numbers import numbers_of, with_numbers
@@ -99,7 +100,7 @@ def few_shot_loss(method: Method, inputs: AdaptationInputs, after: bool) -> floa
 @pytest.mark.parametrize("name", [name for name in COUNTS if not METHODS[name].uses_simulator])
 def test_tuning_lowers_the_few_shot_loss(name: str, make_inputs: MakeInputs) -> None:
     method = METHODS[name]
-    inputs = dataclasses.replace(make_inputs(method), config=LEARNING)
+    inputs = dataclasses.replace(make_inputs(method), settings=settings_of(LEARNING, method))
     # A prompt hardly moves the actions of a backbone that was never trained; weights do.
     share = 0.8 if method.changes_weights else 0.997
     assert few_shot_loss(method, inputs, after=True) < share * few_shot_loss(method, inputs, after=False)
@@ -109,7 +110,7 @@ def test_soft_prompts_begin_as_embedded_prompts_or_random(make_inputs: MakeInput
     method = METHODS["soft-prompt"]
     for initial in ("few-shot", "normal"):
         settings = SoftPromptConfig(steps=1, batch_steps=6, held_out_episodes=0, learning_rate=1e-9, initial=initial)
-        inputs = dataclasses.replace(make_inputs(method), config=dataclasses.replace(CONFIG, soft_prompt=settings))
+        inputs = dataclasses.replace(make_inputs(method), settings=settings)
         tokens = method.adapt(inputs).policy.prompts
         assert isinstance(tokens, Tensor)
         embedded = inputs.backbone.prompt_tokens(inputs.few_shot_prompts())
@@ -131,9 +132,7 @@ def test_online_search_counts_every_episode(make_inputs: MakeInputs) -> None:
     inputs = make_inputs(method, num_prompts=5)
     for searches in (2, 0):
         config = dataclasses.replace(settings, searches=searches)
-        adaptation = method.adapt(
-            dataclasses.replace(inputs, config=dataclasses.replace(CONFIG, prompt_tuning_dt_online=config))
-        )
+        adaptation = method.adapt(dataclasses.replace(inputs, settings=config))
         searched = searches or 5
         episodes = settings.steps * settings.perturbations * settings.episodes * searched
         assert adaptation.cost.environment_episodes == episodes
@@ -150,7 +149,7 @@ def test_a_bandit_ends_with_segments_of_the_few_shot_episodes(
 ) -> None:
     method = METHODS["prompt-bandit-thompson"]
     settings = PromptBanditConfig(episodes=3, at_a_time=2, fit_steps=3, slots=slots, features=features)
-    inputs = dataclasses.replace(make_inputs(method), config=dataclasses.replace(CONFIG, prompt_bandit=settings))
+    inputs = dataclasses.replace(make_inputs(method), settings=settings)
     adaptation = method.adapt(inputs)
     prompts = adaptation.policy.prompts
     assert isinstance(prompts, Segments)

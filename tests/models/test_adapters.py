@@ -53,7 +53,6 @@ def test_adapters_keep_the_names_of_the_weights_and_are_told_by_theirs() -> None
     weights = adapted.state_dict()
     assert weights.keys() > plain.state_dict().keys()
     assert bottleneck_in(weights) == 3
-    assert bottleneck_in(plain.state_dict()) is None
 
 
 def moved(adapted: PromptDT) -> PromptDT:

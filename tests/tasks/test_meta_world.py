@@ -17,7 +17,7 @@ from promptdiffuser.tasks.family import ScriptedExpert, TaskEnv, TaskFamily
 
 PICK_PLACE, PICK_PLACE_500 = pick_place.FAMILIES
 REACH, REACH_500 = reach.FAMILIES
-(ML10,), (ML45,) = ml10.FAMILIES, ml45.FAMILIES
+ML10, ML45 = ml10.FAMILY, ml45.FAMILY
 ALL = (PICK_PLACE, PICK_PLACE_500, REACH, REACH_500, ML10, ML45)
 PUBLISHED_TEST_TASKS = (11, 17, 25, 36, 41)
 ACTIONS = np.random.default_rng(0).uniform(-1, 1, (25, 4)).astype(np.float32)

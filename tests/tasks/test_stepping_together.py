@@ -16,7 +16,6 @@ STEPS = 40
 def test_stepping_together_equals_the_registered_environment(family: TaskFamily) -> None:
     tasks = [family.tasks[0], family.test_tasks[-1], family.tasks[0]]
     actions_TBA = np.random.default_rng(0).uniform(-1, 1, (STEPS, len(tasks), family.action_dim)).astype(np.float32)
-    family.register()
     alone = [gymnasium.make(family.gymnasium_id, task=task) for task in tasks]
     together = [family.make(task) for task in tasks]
     for seed, (one, other) in enumerate(zip(alone, together, strict=True)):

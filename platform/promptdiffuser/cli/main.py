@@ -15,6 +15,8 @@ import tyro
 
 from promptdiffuser.cli.running import exit_status
 from promptdiffuser.errors import UserError
+from promptdiffuser.plugins import HELP as PLUGIN_HELP
+from promptdiffuser.plugins import take_plugins
 
 HELP = ("-h", "--help")
 
@@ -142,8 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Exit status: 0 when the command did its work, 2 with a one-line message for what the user can repair, 130 after
     Ctrl-C, 143 after SIGTERM.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
     with exit_status():
+        words = take_plugins(sys.argv[1:] if arguments is None else arguments)
         if not words or words[0] in HELP:
             print(overview())
             sys.exit(0 if words else 2)
@@ -157,7 +159,8 @@ def overview() -> str:
     """Return the list of commands."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(["usage: promptdiffuser COMMAND [arguments]", "", *lines, "", "COMMAND --help lists its options."])
+    ending = ["", "COMMAND --help lists its options.", PLUGIN_HELP]
+    return "\n".join(["usage: promptdiffuser COMMAND [arguments]", "", *lines, *ending])
 
 
 def find(words: Sequence[str]) -> tuple[str, list[str]]:

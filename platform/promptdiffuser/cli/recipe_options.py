@@ -6,7 +6,6 @@ import runpy
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,8 +14,10 @@ import tyro
 from promptdiffuser.errors import UserError
 from promptdiffuser.experiment import Experiment
 from promptdiffuser.pipeline.options import BenchmarkOptions, JobOptions, SweepOptions
+from promptdiffuser.plugins import HELP as PLUGIN_HELP
 from promptdiffuser.recipes import BENCHMARKS, RECIPES, SWEEPS
 from promptdiffuser.recipes.benchmarks import Benchmark
+from promptdiffuser.registry import suggest
 from promptdiffuser.sweeps.sweep import Sweep
 
 HELP = ("-h", "--help")
@@ -47,6 +48,7 @@ def of_recipe(
         lines = [f"  {name:<{width}}  {_first_line(make)}" for name, make in recipes.items()]
         print("\n".join([f"usage: {program} RECIPE [options]", "", summary, "", "recipes:", *lines, ""]))
         print("FILE.py or FILE.py:FUNCTION is a recipe of your own. RECIPE --help lists the options.")
+        print(PLUGIN_HELP)
         sys.exit(0 if arguments else 2)
     name, *rest = arguments
     if name.partition(":")[0].endswith(".py"):
@@ -54,13 +56,12 @@ def of_recipe(
     elif name in recipes:
         make = recipes[name]
     else:
-        near = get_close_matches(name, recipes, n=1)
-        meant = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"unknown recipe {name!r}; {meant}known: {', '.join(recipes)}")
+        raise UserError(f"unknown recipe {name!r}; {suggest(name, recipes)}")
     recipe = make()
     if not isinstance(recipe, kind):
         raise UserError(f"{name} returns {type(recipe).__name__}, which {program} cannot take")
-    return with_options(options_of(recipe), rest, f"{program} {name}", f"{summary}\n\n{name}: {_first_line(make)}")
+    description = f"{summary}\n\n{name}: {_first_line(make)}\n\n{PLUGIN_HELP}"
+    return with_options(options_of(recipe), rest, f"{program} {name}", description)
 
 
 def with_options(defaults: Options, arguments: Sequence[str], program: str, description: str) -> Options:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from promptdiffuser.registry import Registry
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -22,20 +24,23 @@ class Prediction:
     """(noised (B, X), predicted (B, X), signal, deviation) -> x0 (B, X)."""
 
 
-PREDICTIONS: dict[str, Prediction] = {
-    # Ho, Jain, Abbeel 2020, equations 9 and 14.
-    "noise": Prediction(
-        target=lambda x0, noise, signal, deviation: noise,
-        x0=lambda noised, predicted, signal, deviation: (noised - deviation * predicted) / signal,
-    ),
-    # Ho, Jain, Abbeel 2020, section 3.2; Diffuser (Janner et al. 2022) predicts it as well.
-    "x0": Prediction(
-        target=lambda x0, noise, signal, deviation: x0,
-        x0=lambda noised, predicted, signal, deviation: predicted,
-    ),
-    # Salimans & Ho 2022, appendix D. With the schedule edm it is EDM's preconditioning for data of deviation 1.
-    "v": Prediction(
-        target=lambda x0, noise, signal, deviation: signal * noise - deviation * x0,
-        x0=lambda noised, predicted, signal, deviation: signal * noised - deviation * predicted,
-    ),
-}
+PREDICTIONS = Registry(
+    "prediction",
+    {
+        # Ho, Jain, Abbeel 2020, equations 9 and 14.
+        "noise": Prediction(
+            target=lambda x0, noise, signal, deviation: noise,
+            x0=lambda noised, predicted, signal, deviation: (noised - deviation * predicted) / signal,
+        ),
+        # Ho, Jain, Abbeel 2020, section 3.2; Diffuser (Janner et al. 2022) predicts it as well.
+        "x0": Prediction(
+            target=lambda x0, noise, signal, deviation: x0,
+            x0=lambda noised, predicted, signal, deviation: predicted,
+        ),
+        # Salimans & Ho 2022, appendix D. With the schedule edm it is EDM's preconditioning for data of deviation 1.
+        "v": Prediction(
+            target=lambda x0, noise, signal, deviation: signal * noise - deviation * x0,
+            x0=lambda noised, predicted, signal, deviation: signal * noised - deviation * predicted,
+        ),
+    },
+)

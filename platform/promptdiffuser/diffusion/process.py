@@ -41,7 +41,9 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         """Refuse unknown names, impossible numbers, and schedules and samplers that do not fit."""
         if self.prediction not in PREDICTIONS:
-            raise ValueError(f"diffusion.prediction {self.prediction!r} is unknown; known: {', '.join(PREDICTIONS)}")
+            raise ValueError(
+                f"diffusion.prediction {self.prediction!r} is unknown; {PREDICTIONS.suggest(self.prediction)}"
+            )
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"diffusion.temperature must be above 0 and finite, got {self.temperature}")
         abar_N = signal_levels(self)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from promptdiffuser.registry import Registry
+
 Denoise = Callable[[Tensor, int], Tensor]
 """(x (B, X), place of the level among those visited) -> x0 (B, X)."""
 
@@ -111,20 +113,24 @@ class Sampler:
     """Largest factor by which sigma may fall in one step, the last apart."""
 
 
-SAMPLERS: dict[str, Sampler] = {
-    "ddpm": Sampler(ddpm),
-    "ddim": Sampler(ddim),
-    "dpm-solver": Sampler(dpm_solver),
-    # Taking the slope at the end of a step for half of it is far off where sigma falls steeply: with a known mixture
-    # the samples' deviation is up to 57 times as large at a fall of 6,600, a seventh larger at 10, right at 3.
-    "heun": Sampler(heun, largest_fall=10.0),
-}
+SAMPLERS = Registry(
+    "sampler",
+    {
+        "ddpm": Sampler(ddpm),
+        "ddim": Sampler(ddim),
+        "dpm-solver": Sampler(dpm_solver),
+        # Taking the slope at the end of a step for half of it is far off where sigma falls steeply: with a known
+        # mixture the samples' deviation is up to 57 times as large at a fall of 6,600, a seventh larger at 10, right
+        # at 3.
+        "heun": Sampler(heun, largest_fall=10.0),
+    },
+)
 
 
 def check_sampler(name: str, schedule: str, levels: Levels) -> None:
     """Raise a `ValueError` unless the sampler is known and its steps over a schedule's levels are short enough."""
     if name not in SAMPLERS:
-        raise ValueError(f"diffusion.sampler {name!r} is unknown; known: {', '.join(SAMPLERS)}")
+        raise ValueError(f"diffusion.sampler {name!r} is unknown; {SAMPLERS.suggest(name)}")
     fall = max((math.exp(levels.log_step(level)) for level in range(len(levels) - 1)), default=1.0)
     if fall > (limit := SAMPLERS[name].largest_fall):
         raise ValueError(

@@ -22,6 +22,7 @@ from ray.util.state import list_nodes
 
 from promptdiffuser.errors import UserError
 from promptdiffuser.experiment import ClusterConfig
+from promptdiffuser.plugins import VARIABLE as PLUGINS
 
 # Ray Data tasks run beside the Train workers and read for them; without room for one the workers wait for ever.
 CPUS_FOR_DATA = 1
@@ -159,7 +160,9 @@ def _join(address: str) -> None:
         if not _answers(found.removeprefix("ray://")):
             raise UserError(unreachable)
         with _keeping_sigterm():
-            ray.init(address, **QUIET)
+            # Processes of a cluster that runs already do not inherit the variables of this one.
+            plugins = {name: os.environ[name] for name in (PLUGINS,) if name in os.environ}
+            ray.init(address, runtime_env={"env_vars": plugins} if plugins else None, **QUIET)
     except ConnectionError as error:
         raise UserError(unreachable) from error
 

@@ -71,7 +71,7 @@ class Validation:
         for task in tasks:
             folder = adapt_folder / f"task-{task}" if adapt_folder else model_folder
             training = few_shot[task] if few_shot else None
-            adapted[task] = method.adapt(builder.inputs(task, folder, diffuser_folder, training)).policy
+            adapted[task] = method.adapt(builder.inputs(method, task, folder, diffuser_folder, training)).policy
         policies = AdaptedPolicies(normaliser, {method.name: adapted})
         requests = self.protocol.requests(family, [method.name], tasks)
         blocks = evaluation_blocks(requests, self.protocol, policies)

@@ -1,24 +1,25 @@
-"""What every adaptation method is given and must return."""
+"""What every adaptation method is given and must return, and how it becomes known: `register`."""
 
-from collections.abc import Callable
+import colorsys
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.windows import PromptPool, ResidentEpisodes, Segments
 from promptdiffuser.methods.backbones import PROMPTED
 from promptdiffuser.models.backbone import PromptDT
+from promptdiffuser.registry import LAST, Registry
 from promptdiffuser.rollout.policies import AdaptedPolicy
 from promptdiffuser.tasks.experts import Quality
 from promptdiffuser.tasks.family import TaskFamily
 from promptdiffuser.training.trainings import DiffuserTraining, History
-
-if TYPE_CHECKING:  # It is composed of what the methods' files declare, which import this one.
-    from promptdiffuser.methods.config import AdaptationConfig
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class AdaptationInputs:
     """The method's diffuser after its multi-task training, for methods that have one."""
     few_shot_training: DiffuserTraining | None
     """The diffuser's few-shot stage on this task; None leaves the diffuser as the multi-task training made it."""
-    config: "AdaptationConfig"
+    settings: Any
+    """The method's own settings, of the class `Method.settings`; None for a method without any."""
     num_prompts: int
     target_return: float
     """Return that the evaluation asks for at the first step, in the unit of the reward."""
@@ -118,8 +120,15 @@ class Method:
     """Equal inputs give equal policies. The policy has `num_prompts` prompts."""
     summary: str
     """What it does, in a few words for tables."""
-    settings: str | None = None
-    """Field of `adaptation` that holds its settings, the only ones that it reads; None if it has none."""
+    label: str = ""
+    """Its name for readers of reports; by default `name`."""
+    colour: str = ""
+    """Its colour in figures, #rrggbb; by default one that depends only on `name`."""
+    settings: type[Any] | None = None
+    """Frozen dataclass of its settings, every field with a default and a docstring; None if it has no settings."""
+    section: str = ""
+    """Field of an experiment's `adaptation` that holds the settings; by default `name` with underscores. Methods with
+    the same settings share a section."""
     backbone: str = PROMPTED
     """Which variant of the backbone it adapts, see `BACKBONES`."""
     diffuser: str | None = None
@@ -136,3 +145,30 @@ class Method:
     """Whether it plays episodes of the target task."""
     reads_whole_task: bool = False
     """Whether it sees all data of the target task: an upper bound, no few-shot method."""
+    rebuild: Callable[[PromptDT, Mapping[str, Tensor]], PromptDT] | None = None
+    """(copy of the frozen backbone, weights that differ from it) -> the backbone, with the layers that the weights
+    belong to; for methods that add layers. It is called when an adapted policy is loaded."""
+
+    def __post_init__(self) -> None:
+        """Derive label, colour and section from the name where they are not given."""
+        defaults = {"label": self.name, "colour": colour_of(self.name), "section": self.name.replace("-", "_")}
+        for field, default in defaults.items():
+            object.__setattr__(self, field, getattr(self, field) or default)
+
+
+METHODS: Registry[Method] = Registry("method")
+
+
+def register(method: Method, place: int = LAST) -> Method:
+    """Make a method known by its name and return it; `place` is where it stands in tables.
+
+    Raises:
+        UserError: The name is taken, or an experiment has been composed of the settings of the other methods.
+    """
+    return METHODS.add(method.name, method, place)
+
+
+def colour_of(name: str) -> str:
+    """Return a colour, #rrggbb, dark enough for white paper, that depends only on a name."""
+    hue = zlib.crc32(name.encode()) / 2**32
+    return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hls_to_rgb(hue, 0.42, 0.55))

@@ -3,11 +3,16 @@
 The Prompt Diffuser paper compares with an "Adaptor" and gives no detail of it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
+import torch
+from torch import Tensor
+
+from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method, register
 from promptdiffuser.methods.tuned_weights import WeightTuningConfig, tune_weights
-from promptdiffuser.models.adapters import add_adapters
+from promptdiffuser.models.adapters import add_adapters, bottleneck_in
+from promptdiffuser.models.backbone import PromptDT
 from promptdiffuser.rng import torch_generator
 
 
@@ -27,7 +32,8 @@ class AdaptersConfig(WeightTuningConfig):
 
 def adapt(inputs: AdaptationInputs) -> Adaptation:
     """Add adapters to a copy of the backbone and tune them."""
-    config, generator = inputs.config.adapters, torch_generator(inputs.seed, "adapters", inputs.task, "initial")
+    config: AdaptersConfig = inputs.settings
+    generator = torch_generator(inputs.seed, "adapters", inputs.task, "initial")
     return tune_weights(
         inputs,
         config,
@@ -37,6 +43,20 @@ def adapt(inputs: AdaptationInputs) -> Adaptation:
     )
 
 
-METHOD = Method(
-    "adapters", adapt, "bottleneck adapters in every block, tuned", changes_weights=True, settings="adapters"
+def rebuild(backbone: PromptDT, weights: Mapping[str, Tensor]) -> PromptDT:
+    """Add adapters of the size that some weights have."""
+    return add_adapters(backbone, bottleneck_in(weights), torch.Generator())
+
+
+register(
+    Method(
+        "adapters",
+        adapt,
+        "bottleneck adapters in every block, tuned",
+        label="Adapters",
+        settings=AdaptersConfig,
+        changes_weights=True,
+        rebuild=rebuild,
+    ),
+    place=160,
 )

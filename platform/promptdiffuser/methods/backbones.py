@@ -8,14 +8,18 @@ from dataclasses import replace
 from typing import Any
 
 from promptdiffuser.models.backbone import BackboneConfig
+from promptdiffuser.registry import Registry
 
 PROMPTED = "prompt-dt"
-BACKBONES: dict[str, dict[str, Any]] = {
-    PROMPTED: {},
-    "mt-orl": {"sees_prompt": False},
-    "mt-bc": {"sees_prompt": False, "sees_returns": False},
-    "prompt-mt-bc": {"sees_returns": False},
-}
+BACKBONES: Registry[dict[str, Any]] = Registry(
+    "backbone",
+    {
+        PROMPTED: {},
+        "mt-orl": {"sees_prompt": False},
+        "mt-bc": {"sees_prompt": False, "sees_returns": False},
+        "prompt-mt-bc": {"sees_returns": False},
+    },
+)
 """Name -> fields of the backbone's configuration that differ from the experiment's."""
 
 

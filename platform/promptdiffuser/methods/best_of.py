@@ -14,7 +14,7 @@ from torch import Tensor
 
 from promptdiffuser.data.windows import Segments
 from promptdiffuser.diffusion.diffuser import Diffuser
-from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
+from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method, register
 from promptdiffuser.methods.prompt_diffuser import adapted_diffuser, cost_of, noise_of
 from promptdiffuser.rollout.policies import AdaptedPolicy
 from promptdiffuser.training.tuning import action_losses, window_planner
@@ -48,7 +48,7 @@ def adapt(inputs: AdaptationInputs) -> Adaptation:
 @torch.no_grad()
 def best_prompts(diffuser: Diffuser, inputs: AdaptationInputs) -> Segments:
     """Return, for each condition, the candidate with the lowest loss."""
-    config = inputs.config.best_of
+    config: BestOfConfig = inputs.settings
     conditions, transitions_PMF = diffuser.conditions_in_turn(inputs.few_shot.pool, inputs.num_prompts)
     prompt_N = torch.arange(inputs.num_prompts, device=inputs.device).repeat_interleave(config.candidates)
     noise_KPCX = torch.stack([noise_of(diffuser, inputs, each) for each in range(config.candidates)], dim=2)
@@ -60,8 +60,9 @@ def best_prompts(diffuser: Diffuser, inputs: AdaptationInputs) -> Segments:
 
 def few_shot_losses(prompts: Segments, inputs: AdaptationInputs) -> Tensor:
     """Return the mean squared action error (N,) of the backbone behind each prompt, on the same few-shot windows."""
+    config: BestOfConfig = inputs.settings
     few_shot, address = inputs.few_shot, (inputs.seed, "best-of", inputs.task)
-    planner = window_planner(inputs.backbone, few_shot.pool.index, inputs.config.best_of.batch_steps, 1, address)
+    planner = window_planner(inputs.backbone, few_shot.pool.index, config.batch_steps, 1, address)
     _, history = few_shot.windows.windows(0, planner.at(0))
     num_windows, losses = len(history), []
     for piece_N in torch.arange(len(prompts), device=inputs.device).split(max(1, WINDOWS_TOGETHER // num_windows)):
@@ -71,20 +72,28 @@ def few_shot_losses(prompts: Segments, inputs: AdaptationInputs) -> Tensor:
     return torch.cat(losses)
 
 
-METHODS = (
+register(
     Method(
         "prompt-diffuser-best-of",
         adapt,
         "task context, the best of several by few-shot loss",
+        label="Prompt Diffuser + task context, best of several",
+        settings=BestOfConfig,
+        section="best_of",
         diffuser="context",
         few_shot_updates=True,
-        settings="best_of",
     ),
+    place=100,
+)
+register(
     Method(
         "prompt-diffuser-best-of-multi-task",
         adapt,
         "the same without training on the target task",
+        label="Prompt Diffuser + task context, best of several, no updates",
+        settings=BestOfConfig,
+        section="best_of",
         diffuser="context",
-        settings="best_of",
     ),
+    place=100,
 )

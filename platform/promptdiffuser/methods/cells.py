@@ -49,11 +49,13 @@ class AdaptationCell:
         # Data are normalised before they are moved to the device.
         backbone, normaliser = load_backbone(self.backbone_folder, self.dataset.family, torch.device("cpu"))
         builder = InputsBuilder(self.dataset, backbone.to(device), normaliser, self.settings)
-        inputs = builder.inputs(self.task, self.folder, self.diffuser_folder, self.few_shot_training, on_history)
-        adaptation = adapt(get_method(self.method), inputs)
-        family, target_return = self.dataset.family.name, self.settings.target_return
+        method, family = get_method(self.method), self.dataset.family.name
+        inputs = builder.inputs(
+            method, self.task, self.folder, self.diffuser_folder, self.few_shot_training, on_history
+        )
+        target_return = self.settings.target_return
         origin = Origin.of(self.result, family, self.task, self.method, target_return, self.backbone_folder)
-        save_adaptation(self.result, adaptation, backbone, origin)
+        save_adaptation(self.result, adapt(method, inputs), backbone, origin)
 
 
 def adapt(method: Method, inputs: AdaptationInputs) -> Adaptation:

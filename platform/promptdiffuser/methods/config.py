@@ -1,33 +1,41 @@
-"""Settings of the adaptation methods, composed of what each method's file declares."""
+"""Settings of the adaptation methods: an experiment has a section for every class that a method declares."""
 
-from dataclasses import dataclass, field
+from dataclasses import field, make_dataclass
+from typing import Any
 
-from promptdiffuser.methods.adapters import AdaptersConfig
-from promptdiffuser.methods.best_of import BestOfConfig
-from promptdiffuser.methods.fine_tuning import FineTuningConfig
-from promptdiffuser.methods.lora import LoraConfig
-from promptdiffuser.methods.nearest_prompt import NearestPromptConfig
-from promptdiffuser.methods.prompt_bandit import PromptBanditConfig
-from promptdiffuser.methods.prompt_tensor_tuning import PromptTensorTuningConfig
-from promptdiffuser.methods.prompt_tuning_dt import PromptTuningDTConfig, PromptTuningDTOnlineConfig
-from promptdiffuser.methods.shared.steering import SamplingGuidanceConfig
-from promptdiffuser.methods.soft_prompt import SoftPromptConfig
-from promptdiffuser.methods.vae_prompt import VaePromptConfig
+from promptdiffuser.errors import UserError
+from promptdiffuser.methods.adaptation import METHODS, Method
 
 
-@dataclass(frozen=True)
-class AdaptationConfig:
-    """Settings of the adaptation methods; none is chosen on test tasks."""
+def compose_adaptation_config(module: str) -> Any:
+    """Return the class of `Experiment.adaptation`, with a field for each section of the methods, in their order.
 
-    nearest_prompt: NearestPromptConfig = field(default_factory=NearestPromptConfig)
-    vae_prompt: VaePromptConfig = field(default_factory=VaePromptConfig)
-    best_of: BestOfConfig = field(default_factory=BestOfConfig)
-    guided: SamplingGuidanceConfig = field(default_factory=SamplingGuidanceConfig)
-    prompt_tensor_tuning: PromptTensorTuningConfig = field(default_factory=PromptTensorTuningConfig)
-    soft_prompt: SoftPromptConfig = field(default_factory=SoftPromptConfig)
-    prompt_tuning_dt: PromptTuningDTConfig = field(default_factory=PromptTuningDTConfig)
-    prompt_tuning_dt_online: PromptTuningDTOnlineConfig = field(default_factory=PromptTuningDTOnlineConfig)
-    prompt_bandit: PromptBanditConfig = field(default_factory=PromptBanditConfig)
-    adapters: AdaptersConfig = field(default_factory=AdaptersConfig)
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    fine_tuning: FineTuningConfig = field(default_factory=FineTuningConfig)
+    Methods that are registered afterwards would have no settings there, so they are refused.
+
+    Args:
+        module: Module in which the class will stand under the name `AdaptationConfig`, for pickling.
+
+    Raises:
+        UserError: Two methods name one section for different settings.
+    """
+    sections = dict[str, type[Any]]()
+    for method in METHODS.values():
+        settings = method.settings
+        if settings is not None and sections.setdefault(method.section, settings) is not settings:
+            raise UserError(
+                f"method {method.name} has its settings in adaptation.{method.section}, which holds those of another "
+                "method; give it another section"
+            )
+    METHODS.seal(
+        "promptdiffuser.experiment has been imported, which composes the settings of all methods; name the module by "
+        "--plugin or PROMPTDIFFUSER_PLUGINS, or import it before"
+    )
+    fields = [(section, settings, field(default_factory=settings)) for section, settings in sections.items()]
+    made = make_dataclass("AdaptationConfig", fields, frozen=True)
+    made.__module__, made.__doc__ = module, "Settings of the adaptation methods; none is chosen on test tasks."
+    return made
+
+
+def settings_of(adaptation: Any, method: Method) -> Any:
+    """Return a method's own settings out of an experiment's `adaptation`; None if it has none."""
+    return None if method.settings is None else getattr(adaptation, method.section)

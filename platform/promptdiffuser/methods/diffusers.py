@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from promptdiffuser.registry import Registry
+
 
 @dataclass(frozen=True)
 class DiffuserVariant:
@@ -20,20 +22,23 @@ class DiffuserVariant:
 
 
 JOINT = {"losses": "joint", "project": "gradient"}
-DIFFUSERS: dict[str, DiffuserVariant] = {
-    "published": DiffuserVariant(),
-    "context": DiffuserVariant(sees_task_context=True),
-    # Decision Diffuser's share of prompts that are shown without their condition.
-    "condition-dropout": DiffuserVariant(denoiser={"condition_dropout": 0.25}),
-    # The paper's ablation arms ab:dm, ab:dt and ab:all. The arm with the projection is `context` itself.
-    "context-dm": DiffuserVariant(
-        sees_task_context=True,
-        guidance=JOINT | {"weight": 0.0, "initial_weight": 0.0, "weight_schedule": "constant"},
-    ),
-    "context-dt": DiffuserVariant(
-        sees_task_context=True,
-        guidance={"losses": "downstream", "projection": "sum", "project": "gradient", "match_norms": False},
-    ),
-    "context-sum": DiffuserVariant(sees_task_context=True, guidance=JOINT | {"projection": "sum"}),
-    "context-optimised": DiffuserVariant(sees_task_context=True, learns_optimised_prompts=True),
-}
+DIFFUSERS = Registry(
+    "diffuser",
+    {
+        "published": DiffuserVariant(),
+        "context": DiffuserVariant(sees_task_context=True),
+        # Decision Diffuser's share of prompts that are shown without their condition.
+        "condition-dropout": DiffuserVariant(denoiser={"condition_dropout": 0.25}),
+        # The paper's ablation arms ab:dm, ab:dt and ab:all. The arm with the projection is `context` itself.
+        "context-dm": DiffuserVariant(
+            sees_task_context=True,
+            guidance=JOINT | {"weight": 0.0, "initial_weight": 0.0, "weight_schedule": "constant"},
+        ),
+        "context-dt": DiffuserVariant(
+            sees_task_context=True,
+            guidance={"losses": "downstream", "projection": "sum", "project": "gradient", "match_norms": False},
+        ),
+        "context-sum": DiffuserVariant(sees_task_context=True, guidance=JOINT | {"projection": "sum"}),
+        "context-optimised": DiffuserVariant(sees_task_context=True, learns_optimised_prompts=True),
+    },
+)

@@ -7,7 +7,7 @@ stopping. `fine-tuning-whole-task` is the papers' "full data": an upper bound, n
 
 from dataclasses import dataclass
 
-from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
+from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method, register
 from promptdiffuser.methods.tuned_weights import WeightTuningConfig, tune_weights
 from promptdiffuser.models.backbone import PromptDT
 
@@ -24,27 +24,39 @@ class FineTuningConfig(WeightTuningConfig):
 
 def adapt(inputs: AdaptationInputs) -> Adaptation:
     """Tune a copy of the backbone on the few-shot episodes."""
-    return tune_weights(inputs, inputs.config.fine_tuning, inputs.few_shot, FEW_SHOT.name, _all_trainable)
+    return tune_weights(inputs, inputs.settings, inputs.few_shot, FEW_SHOT.name, _all_trainable)
 
 
 def adapt_to_whole_task(inputs: AdaptationInputs) -> Adaptation:
     """Tune a copy of the backbone on all episodes of the target task."""
-    config = inputs.config.fine_tuning
-    return tune_weights(inputs, config, inputs.whole_task(), WHOLE_TASK.name, _all_trainable)
+    return tune_weights(inputs, inputs.settings, inputs.whole_task(), WHOLE_TASK.name, _all_trainable)
 
 
 def _all_trainable(backbone: PromptDT) -> PromptDT:
     return backbone.requires_grad_()
 
 
-FEW_SHOT = Method(
-    "fine-tuning", adapt, "all weights tuned on the few-shot episodes", changes_weights=True, settings="fine_tuning"
+FEW_SHOT = register(
+    Method(
+        "fine-tuning",
+        adapt,
+        "all weights tuned on the few-shot episodes",
+        label="Fine-tuning",
+        settings=FineTuningConfig,
+        changes_weights=True,
+    ),
+    place=180,
 )
-WHOLE_TASK = Method(
-    "fine-tuning-whole-task",
-    adapt_to_whole_task,
-    "all weights tuned on all data of the task: an upper bound",
-    changes_weights=True,
-    reads_whole_task=True,
-    settings="fine_tuning",
+WHOLE_TASK = register(
+    Method(
+        "fine-tuning-whole-task",
+        adapt_to_whole_task,
+        "all weights tuned on all data of the task: an upper bound",
+        label="Fine-tuning on the whole task",
+        settings=FineTuningConfig,
+        section="fine_tuning",
+        changes_weights=True,
+        reads_whole_task=True,
+    ),
+    place=180,
 )

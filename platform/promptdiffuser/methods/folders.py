@@ -11,8 +11,7 @@ from torch import Tensor
 from promptdiffuser.data.windows import Segments
 from promptdiffuser.errors import UserError
 from promptdiffuser.files import sha256
-from promptdiffuser.methods.adaptation import Adaptation, Cost
-from promptdiffuser.models.adapters import add_adapters, bottleneck_in
+from promptdiffuser.methods.adaptation import Adaptation, Cost, Method
 from promptdiffuser.models.backbone import PromptDT
 from promptdiffuser.rollout.policies import AdaptedPolicy
 from promptdiffuser.training.backbone_objective import freeze
@@ -94,15 +93,15 @@ def save_adaptation(folder: Path, adaptation: Adaptation, frozen: PromptDT, orig
     save_checkpoint(folder, tensors, {"cost": asdict(adaptation.cost), ORIGIN: asdict(origin)})
 
 
-def load_adaptation(folder: Path, frozen: PromptDT) -> Adaptation:
-    """Read an adaptation; the policy has the frozen backbone itself if the method left it as it was."""
+def load_adaptation(folder: Path, frozen: PromptDT, method: Method) -> Adaptation:
+    """Read an adaptation by a method; the policy has the frozen backbone itself if the method left it as it was."""
     checkpoint = load_checkpoint(folder, torch.device("cpu"))
     prompts = checkpoint.tensors["prompts"]
     backbone = frozen
     if "weights" in checkpoint.tensors:
         weights, backbone = checkpoint.tensors["weights"], copy.deepcopy(frozen)
-        if bottleneck := bottleneck_in(weights):
-            add_adapters(backbone, bottleneck, torch.Generator())
+        if method.rebuild is not None:
+            backbone = method.rebuild(backbone, weights)
         freeze(backbone).load_state_dict(frozen.state_dict() | weights)
     return Adaptation(
         AdaptedPolicy(backbone, prompts[TOKENS] if TOKENS in prompts else Segments(**prompts)),

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from promptdiffuser.diffusion.prompt_space import PromptSpace
-from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
+from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method, register
 from promptdiffuser.rng import normal_rows
 from promptdiffuser.rollout.policies import AdaptedPolicy
 
@@ -77,4 +77,7 @@ def best_shrinkage(deviations_NX: Tensor) -> float:
     return float((variances_XX[off_diagonal].sum() / total).clamp(0, 1)) if total > 0 else 0.0
 
 
-METHOD = Method("gaussian-prompt", adapt, "drawn from a Gaussian fitted to the few-shot prompts")
+register(
+    Method("gaussian-prompt", adapt, "drawn from a Gaussian fitted to the few-shot prompts", label="Gaussian prompts"),
+    place=50,
+)

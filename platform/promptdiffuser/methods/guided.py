@@ -5,9 +5,9 @@ The diffuser is not trained on the target task; all that is fitted to it are the
 
 import torch
 
-from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Cost, Method
+from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Cost, Method, register
 from promptdiffuser.methods.prompt_diffuser import noise_of, trained_diffuser
-from promptdiffuser.methods.shared.steering import FewShotSteering
+from promptdiffuser.methods.shared.steering import FewShotSteering, SamplingGuidanceConfig
 from promptdiffuser.rollout.policies import AdaptedPolicy
 
 
@@ -22,7 +22,7 @@ def adapt(inputs: AdaptationInputs) -> Adaptation:
         inputs.backbone,
         few_shot.windows,
         few_shot.pool.index,
-        inputs.config.guided,
+        inputs.settings,
         (inputs.seed, "guided", inputs.task),
     )
     noise_KBX = noise_of(diffuser, inputs)
@@ -31,10 +31,15 @@ def adapt(inputs: AdaptationInputs) -> Adaptation:
     return Adaptation(AdaptedPolicy(inputs.backbone, prompts), Cost(numbers, steering.gradient_steps))
 
 
-METHOD = Method(
-    "prompt-diffuser-guided",
-    adapt,
-    "task context, few-shot loss guides generation alone",
-    diffuser="context",
-    settings="guided",
+register(
+    Method(
+        "prompt-diffuser-guided",
+        adapt,
+        "task context, few-shot loss guides generation alone",
+        label="Prompt Diffuser + task context, guided sampling",
+        settings=SamplingGuidanceConfig,
+        section="guided",
+        diffuser="context",
+    ),
+    place=110,
 )

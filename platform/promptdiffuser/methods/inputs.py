@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,8 +13,8 @@ from promptdiffuser.data.few_shot import FewShotConfig
 from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.data.windows import PromptPool, ResidentEpisodes, cut_pool_pieces
-from promptdiffuser.methods.adaptation import AdaptationInputs, TaskData
-from promptdiffuser.methods.config import AdaptationConfig
+from promptdiffuser.methods.adaptation import AdaptationInputs, Method, TaskData
+from promptdiffuser.methods.config import settings_of
 from promptdiffuser.models.backbone import PromptDT
 from promptdiffuser.tasks.experts import Quality
 from promptdiffuser.training.trainings import DiffuserTraining, History
@@ -28,7 +29,8 @@ class InputsSettings:
     few_shot: FewShotConfig
     context_transitions: int
     """Transitions of each episode that a task context sees."""
-    config: AdaptationConfig
+    config: Any
+    """Settings of all methods, `Experiment.adaptation`; each method sees its own."""
     num_prompts: int
     target_return: float
     """Return that the evaluation asks for at the first step, in the unit of the reward."""
@@ -47,13 +49,14 @@ class InputsBuilder:
 
     def inputs(
         self,
+        method: Method,
         task: int,
         folder: Path,
         diffuser_folder: Path | None = None,
         few_shot_training: DiffuserTraining | None = None,
         on_history: Callable[[History], None] = lambda history: None,
     ) -> AdaptationInputs:
-        """Return the inputs of one target task; its episodes are read when they are asked for."""
+        """Return the inputs of a method on one target task; its episodes are read when they are asked for."""
         settings = self.settings
         return AdaptationInputs(
             task=task,
@@ -66,7 +69,7 @@ class InputsBuilder:
             whole_task=lambda: self._data(self.dataset.read([task], settings.few_shot.quality)),
             diffuser_folder=diffuser_folder,
             few_shot_training=few_shot_training,
-            config=settings.config,
+            settings=settings_of(settings.config, method),
             num_prompts=settings.num_prompts,
             target_return=settings.target_return,
             seed=settings.seed,

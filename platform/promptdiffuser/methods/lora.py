@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
+from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method, register
 from promptdiffuser.methods.tuned_weights import WeightTuningConfig, tune_weights
 from promptdiffuser.models.adapters import add_low_rank, merge_low_rank
 from promptdiffuser.rng import torch_generator
@@ -28,7 +28,8 @@ class LoraConfig(WeightTuningConfig):
 
 def adapt(inputs: AdaptationInputs) -> Adaptation:
     """Tune low-rank changes of a copy of the backbone and add them to its weights."""
-    config, generator = inputs.config.lora, torch_generator(inputs.seed, "lora", inputs.task, "initial")
+    config: LoraConfig = inputs.settings
+    generator = torch_generator(inputs.seed, "lora", inputs.task, "initial")
     return tune_weights(
         inputs,
         config,
@@ -39,6 +40,14 @@ def adapt(inputs: AdaptationInputs) -> Adaptation:
     )
 
 
-METHOD = Method(
-    "lora", adapt, "low-rank changes of every block's weights, tuned", changes_weights=True, settings="lora"
+register(
+    Method(
+        "lora",
+        adapt,
+        "low-rank changes of every block's weights, tuned",
+        label="LoRA",
+        settings=LoraConfig,
+        changes_weights=True,
+    ),
+    place=170,
 )

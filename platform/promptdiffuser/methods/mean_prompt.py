@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from promptdiffuser.data.windows import Segments
-from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
+from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method, register
 from promptdiffuser.rollout.policies import AdaptedPolicy
 
 
@@ -28,4 +28,4 @@ def mean_prompt(prompts: Segments) -> Segments:
     )
 
 
-METHOD = Method("mean-prompt", adapt, "the mean of the few-shot prompts")
+register(Method("mean-prompt", adapt, "the mean of the few-shot prompts", label="Mean prompt"), place=40)

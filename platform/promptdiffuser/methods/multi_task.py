@@ -6,10 +6,19 @@ look at them.
 """
 
 from promptdiffuser.methods import prompt_dt
-from promptdiffuser.methods.adaptation import Method
+from promptdiffuser.methods.adaptation import Method, register
 
-MT_ORL = Method("mt-orl", prompt_dt.adapt, "a backbone without prompt", backbone="mt-orl")
-MT_BC = Method("mt-bc", prompt_dt.adapt, "a backbone without prompt and returns", backbone="mt-bc")
-PROMPT_MT_BC = Method(
-    "prompt-mt-bc", prompt_dt.adapt, "few-shot prompts, a backbone without returns", backbone="prompt-mt-bc"
+register(Method("mt-orl", prompt_dt.adapt, "a backbone without prompt", label="MT-ORL", backbone="mt-orl"), place=70)
+register(
+    Method("mt-bc", prompt_dt.adapt, "a backbone without prompt and returns", label="MT-BC", backbone="mt-bc"), place=70
+)
+register(
+    Method(
+        "prompt-mt-bc",
+        prompt_dt.adapt,
+        "few-shot prompts, a backbone without returns",
+        label="Prompt-MT-BC",
+        backbone="prompt-mt-bc",
+    ),
+    place=70,
 )

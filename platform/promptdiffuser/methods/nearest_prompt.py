@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from promptdiffuser.data.windows import PromptPool
-from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
+from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method, register
 from promptdiffuser.rollout.policies import AdaptedPolicy
 
 
@@ -32,8 +32,9 @@ class NearestPromptConfig:
 
 def adapt(inputs: AdaptationInputs) -> Adaptation:
     """Take the nearest task's prompts in turn."""
+    config: NearestPromptConfig = inputs.settings
     training = inputs.training().pool
-    task = nearest_task(inputs.few_shot.pool, training, inputs.config.nearest_prompt.episodes)
+    task = nearest_task(inputs.few_shot.pool, training, config.episodes)
     prompts = training.select(training.index.tasks == task).in_turn(inputs.num_prompts)
     return Adaptation(AdaptedPolicy(inputs.backbone, prompts))
 
@@ -57,4 +58,13 @@ def energy_distance(left_XF: Tensor, right_YF: Tensor) -> Tensor:
     return 2 * between - left - right
 
 
-METHOD = Method("nearest-prompt", adapt, "prompts of the most similar training task", settings="nearest_prompt")
+register(
+    Method(
+        "nearest-prompt",
+        adapt,
+        "prompts of the most similar training task",
+        label="Nearest task's prompts",
+        settings=NearestPromptConfig,
+    ),
+    place=30,
+)

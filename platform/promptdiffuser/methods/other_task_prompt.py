@@ -3,7 +3,7 @@
 If they work as well as its own, the prompt carries no task identity.
 """
 
-from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
+from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method, register
 from promptdiffuser.rng import numpy_generator
 from promptdiffuser.rollout.policies import AdaptedPolicy
 
@@ -16,4 +16,9 @@ def adapt(inputs: AdaptationInputs) -> Adaptation:
     return Adaptation(AdaptedPolicy(inputs.backbone, prompts))
 
 
-METHOD = Method("other-task-prompt", adapt, "prompts of other tasks: a control")
+register(
+    Method(
+        "other-task-prompt", adapt, "prompts of other tasks: a control", label="Another task's prompt", colour="#c77c00"
+    ),
+    place=20,
+)

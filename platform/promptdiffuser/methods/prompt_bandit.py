@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from promptdiffuser.data.windows import Segments
-from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Cost, Method
+from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Cost, Method, register
 from promptdiffuser.methods.online import TargetSimulator
 from promptdiffuser.methods.prompt_numbers import numbers_of
 from promptdiffuser.methods.shared.bandits import BanditConfig, Strategy, num_parameters, play_bandit
@@ -42,7 +42,8 @@ class PromptBanditConfig(BanditConfig):
 
 def adapt(strategy: Strategy, inputs: AdaptationInputs) -> Adaptation:
     """Let the bandit play and take the prompt it ends with."""
-    config, name = inputs.config.prompt_bandit, f"prompt-bandit-{strategy}"
+    config: PromptBanditConfig = inputs.settings
+    name = f"prompt-bandit-{strategy}"
     segments = _segments(inputs, inputs.backbone.config.prompt_length // config.slots)
     features_NF = FEATURES[config.features](inputs.backbone, segments)
     simulator = TargetSimulator(inputs, name)
@@ -88,13 +89,16 @@ STRATEGIES: dict[Strategy, str] = {
     "ucb": "upper confidence bounds",
     "greedy": "epsilon-greedy choice",
 }
-ALL = tuple(
-    Method(
-        f"prompt-bandit-{strategy}",
-        partial(adapt, strategy),
-        f"the best few-shot segment by {words} over episodes",
-        uses_simulator=True,
-        settings="prompt_bandit",
+for strategy, words in STRATEGIES.items():
+    register(
+        Method(
+            f"prompt-bandit-{strategy}",
+            partial(adapt, strategy),
+            f"the best few-shot segment by {words} over episodes",
+            label=f"Prompt bandit, {words}",
+            settings=PromptBanditConfig,
+            section="prompt_bandit",
+            uses_simulator=True,
+        ),
+        place=150,
     )
-    for strategy, words in STRATEGIES.items()
-)

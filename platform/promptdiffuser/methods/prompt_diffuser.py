@@ -12,7 +12,7 @@ from torch import Tensor
 from promptdiffuser.data.plans import Address
 from promptdiffuser.data.windows import Segments
 from promptdiffuser.diffusion.diffuser import Diffuser
-from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Cost, Method
+from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Cost, Method, register
 from promptdiffuser.rollout.policies import AdaptedPolicy
 from promptdiffuser.training.model_folders import load_diffuser
 from promptdiffuser.training.trainings import train
@@ -67,24 +67,63 @@ def noise_address(seed: int, task: int, candidate: int = 0) -> Address:
     return seed, "generate", task, candidate
 
 
-PUBLISHED = Method("prompt-diffuser", adapt, "the published method", diffuser="published", few_shot_updates=True)
-WITH_CONTEXT = Method(
-    "prompt-diffuser-context", adapt, "it with a task context", diffuser="context", few_shot_updates=True
+register(
+    Method(
+        "prompt-diffuser",
+        adapt,
+        "the published method",
+        label="Prompt Diffuser",
+        colour="#0072b2",
+        diffuser="published",
+        few_shot_updates=True,
+    ),
+    place=80,
 )
-MULTI_TASK = Method(
-    "prompt-diffuser-multi-task", adapt, "task context, no training on the target task", diffuser="context"
+register(
+    Method(
+        "prompt-diffuser-context",
+        adapt,
+        "it with a task context",
+        label="Prompt Diffuser + task context",
+        colour="#009e73",
+        diffuser="context",
+        few_shot_updates=True,
+    ),
+    place=80,
 )
-OPTIMISED = Method(
-    "prompt-diffuser-optimised",
-    adapt,
-    "task context, learnt from tuned training prompts, no training on the target task",
-    diffuser="context-optimised",
+register(
+    Method(
+        "prompt-diffuser-multi-task",
+        adapt,
+        "task context, no training on the target task",
+        label="Prompt Diffuser + task context, no updates",
+        diffuser="context",
+    ),
+    place=80,
 )
-ABLATIONS = tuple(
-    Method(f"prompt-diffuser-{arm}", adapt, f"task context, {losses}", diffuser=f"context-{arm}", few_shot_updates=True)
-    for arm, losses in (
-        ("dm", "denoising loss alone (ab:dm)"),
-        ("dt", "downstream loss alone (ab:dt)"),
-        ("sum", "sum of both gradients (ab:all)"),
+for arm, label, losses in (
+    ("dm", "ab:dm", "denoising loss alone (ab:dm)"),
+    ("dt", "ab:dt", "downstream loss alone (ab:dt)"),
+    ("sum", "ab:all", "sum of both gradients (ab:all)"),
+):
+    register(
+        Method(
+            f"prompt-diffuser-{arm}",
+            adapt,
+            f"task context, {losses}",
+            label=f"Prompt Diffuser + task context, {label}",
+            diffuser=f"context-{arm}",
+            few_shot_updates=True,
+        ),
+        place=80,
     )
+register(
+    Method(
+        "prompt-diffuser-optimised",
+        adapt,
+        "task context, learnt from tuned training prompts, no training on the target task",
+        label="Prompt Diffuser + task context, tuned training prompts",
+        diffuser="context-optimised",
+    ),
+    place=80,
 )

@@ -6,7 +6,7 @@ random episodes, as in Table 2 of the Prompt Diffuser paper: what a prompt is wo
 
 from functools import partial
 
-from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
+from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method, register
 from promptdiffuser.rollout.policies import AdaptedPolicy
 from promptdiffuser.tasks.experts import Quality
 
@@ -21,10 +21,24 @@ def adapt_by(inputs: AdaptationInputs, quality: Quality) -> Adaptation:
     return Adaptation(AdaptedPolicy(inputs.backbone, inputs.few_shot_of(quality).pool.in_turn(inputs.num_prompts)))
 
 
-METHOD = Method("prompt-dt", adapt, "few-shot prompts as they are")
-MEDIUM = Method(
-    "prompt-dt-medium", partial(adapt_by, quality="medium"), "prompts of medium episodes", qualities=("medium",)
+register(Method("prompt-dt", adapt, "few-shot prompts as they are", label="Prompt-DT", colour="#56616f"), place=10)
+register(
+    Method(
+        "prompt-dt-medium",
+        partial(adapt_by, quality="medium"),
+        "prompts of medium episodes",
+        label="Prompt-DT, medium prompts",
+        qualities=("medium",),
+    ),
+    place=10,
 )
-RANDOM = Method(
-    "prompt-dt-random", partial(adapt_by, quality="random"), "prompts of random episodes", qualities=("random",)
+register(
+    Method(
+        "prompt-dt-random",
+        partial(adapt_by, quality="random"),
+        "prompts of random episodes",
+        label="Prompt-DT, random prompts",
+        qualities=("random",),
+    ),
+    place=10,
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Cost, Method
+from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Cost, Method, register
 from promptdiffuser.methods.prompt_numbers import numbers_of, with_numbers
 from promptdiffuser.rollout.policies import AdaptedPolicy
 from promptdiffuser.training.tuning import FewShotTuning, TuningConfig, tune
@@ -23,7 +23,7 @@ class PromptTensorTuningConfig(TuningConfig):
 
 def adapt(inputs: AdaptationInputs) -> Adaptation:
     """Tune every prompt from the few-shot prompt that it begins as."""
-    config = inputs.config.prompt_tensor_tuning
+    config: PromptTensorTuningConfig = inputs.settings
     start = inputs.few_shot_prompts(config.num_seen(len(inputs.few_shot.pool.prompts)))
     numbers_PX = nn.Parameter(numbers_of(start))
     task = FewShotTuning(
@@ -41,9 +41,13 @@ def adapt(inputs: AdaptationInputs) -> Adaptation:
     return Adaptation(AdaptedPolicy(inputs.backbone, prompts), Cost(numbers_PX.shape[1], config.steps))
 
 
-METHOD = Method(
-    "prompt-tensor-tuning",
-    adapt,
-    "the prompt's numbers tuned by Adam: a strong control",
-    settings="prompt_tensor_tuning",
+register(
+    Method(
+        "prompt-tensor-tuning",
+        adapt,
+        "the prompt's numbers tuned by Adam: a strong control",
+        label="Prompt tensor tuning",
+        settings=PromptTensorTuningConfig,
+    ),
+    place=120,
 )

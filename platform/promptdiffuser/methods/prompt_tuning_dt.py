@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from promptdiffuser.data.windows import Segments
-from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Cost, Method
+from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Cost, Method, register
 from promptdiffuser.methods.online import TargetSimulator
 from promptdiffuser.methods.prompt_numbers import numbers_of, with_numbers
 from promptdiffuser.methods.shared.rank_search import RankSearchConfig, rank_search
@@ -70,7 +70,8 @@ class PromptTuningDTOnlineConfig(RankSearchConfig):
 
 def adapt(inputs: AdaptationInputs) -> Adaptation:
     """Search by the few-shot action loss."""
-    config, windows, index = inputs.config.prompt_tuning_dt, inputs.few_shot.windows, inputs.few_shot.pool.index
+    config: PromptTuningDTConfig = inputs.settings
+    windows, index = inputs.few_shot.windows, inputs.few_shot.pool.index
     backbone, start = inputs.backbone, inputs.few_shot_prompts()
     address = (inputs.seed, OFFLINE.name, inputs.task)
     planner = window_planner(backbone, index, config.batch_steps, inputs.num_prompts, address, config.window_steps)
@@ -95,7 +96,7 @@ def adapt(inputs: AdaptationInputs) -> Adaptation:
 
 def adapt_online(inputs: AdaptationInputs) -> Adaptation:
     """Search by returns of episodes that are played."""
-    config = inputs.config.prompt_tuning_dt_online
+    config: PromptTuningDTOnlineConfig = inputs.settings
     start = inputs.few_shot_prompts().select(slice(config.searches or None))
     simulator = TargetSimulator(inputs, ONLINE.name)
 
@@ -126,16 +127,24 @@ def _searched(
     return Adaptation(AdaptedPolicy(inputs.backbone, prompts), Cost(numbers_PX.shape[1], config.steps))
 
 
-OFFLINE = Method(
-    "prompt-tuning-dt",
-    adapt,
-    "the prompt's numbers searched by ranks of few-shot action losses",
-    settings="prompt_tuning_dt",
+OFFLINE = register(
+    Method(
+        "prompt-tuning-dt",
+        adapt,
+        "the prompt's numbers searched by ranks of few-shot action losses",
+        label="Prompt-Tuning DT",
+        settings=PromptTuningDTConfig,
+    ),
+    place=140,
 )
-ONLINE = Method(
-    "prompt-tuning-dt-online",
-    adapt_online,
-    "the prompt's numbers searched by ranks of returns",
-    uses_simulator=True,
-    settings="prompt_tuning_dt_online",
+ONLINE = register(
+    Method(
+        "prompt-tuning-dt-online",
+        adapt_online,
+        "the prompt's numbers searched by ranks of returns",
+        label="Prompt-Tuning DT, online",
+        settings=PromptTuningDTOnlineConfig,
+        uses_simulator=True,
+    ),
+    place=140,
 )

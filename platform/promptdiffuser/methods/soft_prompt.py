@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Cost, Method
+from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Cost, Method, register
 from promptdiffuser.rng import normal_rows
 from promptdiffuser.rollout.policies import AdaptedPolicy
 from promptdiffuser.training.tuning import FewShotTuning, TuningConfig, tune
@@ -36,7 +36,7 @@ class SoftPromptConfig(TuningConfig):
 
 def adapt(inputs: AdaptationInputs) -> Adaptation:
     """Tune the tokens of every prompt."""
-    config = inputs.config.soft_prompt
+    config: SoftPromptConfig = inputs.settings
     address = (inputs.seed, "soft-prompt", inputs.task)
     tokens = nn.Parameter(_initial_tokens(inputs, config, address))
     task = FewShotTuning(
@@ -62,4 +62,13 @@ def _initial_tokens(inputs: AdaptationInputs, config: SoftPromptConfig, address:
     return DEVIATION * normal_rows(len(tokens), tokens.shape[1:], *address, "initial").to(tokens.device)
 
 
-METHOD = Method("soft-prompt", adapt, "free embedding vectors in place of the prompt, tuned", settings="soft_prompt")
+register(
+    Method(
+        "soft-prompt",
+        adapt,
+        "free embedding vectors in place of the prompt, tuned",
+        label="Soft prompt",
+        settings=SoftPromptConfig,
+    ),
+    place=130,
+)

@@ -7,7 +7,6 @@ generate, so they cannot know the task better than y does.
 Axes: B prompts, P prompt steps.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from promptdiffuser.data.windows import Segments
 from promptdiffuser.diffusion.diffuser import Diffuser
-from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
+from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method, register
 from promptdiffuser.methods.prompt_diffuser import noise_of, trained_diffuser
 from promptdiffuser.rng import numpy_generator
 from promptdiffuser.rollout.policies import AdaptedPolicy
@@ -83,16 +82,20 @@ def generated(diffuser: Diffuser, conditions: Segments, inputs: AdaptationInputs
     return Adaptation(AdaptedPolicy(inputs.backbone, prompts))
 
 
-def zero_shot(
-    name: str, adapt: Callable[[AdaptationInputs], Adaptation], y: str, diffuser: str = "published"
-) -> Method:
-    """Return a zero-shot method."""
-    return Method(f"prompt-diffuser-{name}", adapt, f"zero-shot, {y}", diffuser=diffuser, is_zero_shot=True)
-
-
-METHODS = (
-    zero_shot("z1", adapt_z1, "y of training prompts"),
-    zero_shot("z2", adapt_z2, "y of the best training return"),
-    zero_shot("z3", adapt_z3, "y of the target return"),
-    zero_shot("z4", adapt_z4, "no condition", diffuser="condition-dropout"),
-)
+for reading, adapt, y, diffuser in (
+    ("z1", adapt_z1, "y of training prompts", "published"),
+    ("z2", adapt_z2, "y of the best training return", "published"),
+    ("z3", adapt_z3, "y of the target return", "published"),
+    ("z4", adapt_z4, "no condition", "condition-dropout"),
+):
+    register(
+        Method(
+            f"prompt-diffuser-{reading}",
+            adapt,
+            f"zero-shot, {y}",
+            label=f"Prompt Diffuser, zero-shot {reading.upper()}",
+            diffuser=diffuser,
+            is_zero_shot=True,
+        ),
+        place=90,
+    )

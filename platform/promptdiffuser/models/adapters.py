@@ -3,7 +3,7 @@
 Axes: B rows, L tokens, D width.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -50,10 +50,9 @@ def add_adapters(backbone: PromptDT, bottleneck: int, generator: torch.Generator
     return backbone
 
 
-def bottleneck_in(weights: dict[str, Tensor]) -> int | None:
-    """Return the bottleneck of the adapters that some weights belong to, None if they belong to none."""
-    found = [tensor.shape[0] for name, tensor in weights.items() if name.endswith(".down.weight")]
-    return found[0] if found else None
+def bottleneck_in(weights: Mapping[str, Tensor]) -> int:
+    """Return the bottleneck of the adapters among some weights."""
+    return next(tensor.shape[0] for name, tensor in weights.items() if name.endswith(".down.weight"))
 
 
 class LowRank(nn.Module):

@@ -22,6 +22,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from promptdiffuser.registry import Registry
+
 
 @dataclass(frozen=True)
 class DenoiserConfig:
@@ -58,7 +60,7 @@ class DenoiserConfig:
         """Refuse unknown networks, sizes that cannot be built, and guidance away from what was never trained."""
         if self.architecture not in ARCHITECTURES:
             raise ValueError(
-                f"denoiser.architecture {self.architecture!r} is unknown; known: {', '.join(ARCHITECTURES)}"
+                f"denoiser.architecture {self.architecture!r} is unknown; {ARCHITECTURES.suggest(self.architecture)}"
             )
         for name in ("hidden", "depth", "heads", "time_features", "context_features", "context_hidden"):
             if getattr(self, name) < 1:
@@ -169,10 +171,9 @@ class StepTransformer(nn.Module):
         return predicted
 
 
-ARCHITECTURES: dict[str, Callable[[DenoiserConfig, PromptShape, int], nn.Module]] = {
-    "mlp": mlp,
-    "transformer": StepTransformer,
-}
+ARCHITECTURES: Registry[Callable[[DenoiserConfig, PromptShape, int], nn.Module]] = Registry(
+    "denoiser", {"mlp": mlp, "transformer": StepTransformer}
+)
 """(config, prompt shape, E) -> network from the joined (noised, level, condition) (B, X + E) to (B, X)."""
 
 

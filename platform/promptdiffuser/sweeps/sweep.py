@@ -151,6 +151,7 @@ class Sweep:
             }
         for field in self.space:
             is_idle = field in fixed or (field.startswith("diffuser.few_shot.") and not method.few_shot_updates)
+            is_idle |= field.startswith("adaptation.") and field.split(".")[1] != method.section
             if is_idle or field.split(".")[0] not in effective:
                 raise UserError(f"the space names {field!r}, which decides nothing for method {self.method}")
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptdiffuser.errors import UserError
+from promptdiffuser.registry import LAST, Registry
 
 Floats = NDArray[np.float32]
 Goal = tuple[float, ...]
@@ -156,7 +157,7 @@ class TaskFamily:
         """Every task id, ascending."""
         return tuple(sorted({*self.train_tasks, *self.validation_tasks, *self.test_tasks}))
 
-    def register(self) -> None:
+    def register_environment(self) -> None:
         """Register the environment with Gymnasium, cut at the horizon; safe to call again."""
         if self.gymnasium_id not in gymnasium.registry:
             made_by = self.entry_point
@@ -171,6 +172,24 @@ class TaskFamily:
     def make(self, task: int, **options: Any) -> TaskEnv:
         """Return the bare environment of one task; its `step` never truncates, the caller counts to `horizon`."""
         return self.entry_point(task=task, **self.make_options, **options)
+
+
+FAMILIES: Registry[TaskFamily] = Registry("task family")
+
+
+def register(family: TaskFamily, place: int = LAST) -> TaskFamily:
+    """Make a family known by its name, and its environment to Gymnasium, and return it.
+
+    Args:
+        family: The family.
+        place: Where it stands in tables and lists.
+
+    Raises:
+        UserError: The name is taken.
+    """
+    FAMILIES.add(family.name, family, place)
+    family.register_environment()
+    return family
 
 
 def check_task(family: str, task: int, num_tasks: int) -> None:

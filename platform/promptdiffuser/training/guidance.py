@@ -5,14 +5,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from promptdiffuser.registry import Registry, suggest
 from promptdiffuser.training.precision import Precision, check_precision
 from promptdiffuser.training.projection import PROJECTIONS
 
-WEIGHT_SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda progress: 1.0,
-    "linear": lambda progress: progress,
-    "cosine": lambda progress: 0.5 * (1 - math.cos(math.pi * progress)),
-}
+WEIGHT_SCHEDULES: Registry[Callable[[float], float]] = Registry(
+    "weight schedule",
+    {
+        "constant": lambda progress: 1.0,
+        "linear": lambda progress: progress,
+        "cosine": lambda progress: 0.5 * (1 - math.cos(math.pi * progress)),
+    },
+)
 """Progress in (0, 1] -> share of the way from the initial weight to the weight."""
 
 
@@ -31,7 +35,8 @@ class ScheduledWeight:
         """Refuse an unknown schedule and impossible weights, by the name of the configuration."""
         if self.weight_schedule not in WEIGHT_SCHEDULES:
             raise ValueError(
-                f"{section}.weight_schedule {self.weight_schedule!r} is unknown; known: {', '.join(WEIGHT_SCHEDULES)}"
+                f"{section}.weight_schedule {self.weight_schedule!r} is unknown; "
+                f"{WEIGHT_SCHEDULES.suggest(self.weight_schedule)}"
             )
         for name in ("weight", "initial_weight"):
             if not 0 <= getattr(self, name) < math.inf:
@@ -107,7 +112,9 @@ class GuidanceConfig(ScheduledWeight):
         }
         for name, values in known.items():
             if getattr(self, name) not in values:
-                raise ValueError(f"guidance.{name} {getattr(self, name)!r} is unknown; known: {', '.join(values)}")
+                raise ValueError(
+                    f"guidance.{name} {getattr(self, name)!r} is unknown; {suggest(getattr(self, name), values)}"
+                )
         self.check_weight("guidance")
         if not 0 < self.energy <= 1:
             raise ValueError(f"guidance.energy must be in (0, 1], got {self.energy}")

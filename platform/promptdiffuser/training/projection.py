@@ -15,6 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from promptdiffuser.registry import Registry
+
 ROUNDING = 1e-5
 """Share of a gradient's length below which what a projection leaves of it is rounding noise (float32)."""
 
@@ -142,16 +144,19 @@ def _basis_of_mean(parameters: Sequence[Tensor], energy: float, decay: float) ->
     return OfMean(BasisComplement(parameters, energy, decay=0.0), parameters, decay)
 
 
-PROJECTIONS: dict[str, Builder] = {
-    "complement": _over_all(complement),
-    "complement-tensor": _by_tensor(complement),
-    "complement-mean": _complement_of_mean,
-    "conflict": _over_all(complement_in_conflict),
-    "conflict-tensor": _by_tensor(complement_in_conflict),
-    "basis": BasisComplement,
-    "basis-mean": _basis_of_mean,
-    "sum": _over_all(unprojected),
-}
+PROJECTIONS: Registry[Builder] = Registry(
+    "projection",
+    {
+        "complement": _over_all(complement),
+        "complement-tensor": _by_tensor(complement),
+        "complement-mean": _complement_of_mean,
+        "conflict": _over_all(complement_in_conflict),
+        "conflict-tensor": _by_tensor(complement_in_conflict),
+        "basis": BasisComplement,
+        "basis-mean": _basis_of_mean,
+        "sum": _over_all(unprojected),
+    },
+)
 
 
 def build_projection(name: str, parameters: Sequence[Tensor], energy: float, decay: float) -> Projection:

@@ -159,7 +159,7 @@ def read_minari(name: str, family: TaskFamily, task: int) -> Iterator[Episodes]:
 
 def environment_spec(family: TaskFamily, task: int) -> Any:
     """Return the Gymnasium specification of one task, which can be written as JSON and made anywhere."""
-    family.register()
+    family.register_environment()
     spec = copy.deepcopy(gymnasium.spec(family.gymnasium_id))
     spec.kwargs["task"] = task
     return spec

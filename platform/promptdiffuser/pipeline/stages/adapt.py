@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from promptdiffuser.assembly import few_shot_training
 from promptdiffuser.experiment import Experiment
 from promptdiffuser.keys import deciding, fingerprint
-from promptdiffuser.methods import get_method, settings_of
+from promptdiffuser.methods import get_method
 from promptdiffuser.methods.adaptation import Method
+from promptdiffuser.methods.config import settings_of
 from promptdiffuser.pipeline.graph import Given, Part, Stage
 from promptdiffuser.pipeline.stages.pretrain import Backbone, inputs_settings, tasks_taken, training_device
 from promptdiffuser.pipeline.stages.train_diffuser import DiffuserStage

@@ -102,7 +102,8 @@ def build(session: Session, experiment: Experiment, plans: list[MethodPlan]) -> 
     evaluations, normalisers = [], []
     for plan in plans:
         backbone, normaliser = session.backbone(plan.inputs["backbone"], experiment.family)
-        adaptations = {cell.task: load_adaptation(cell.result, backbone) for cell in cells_of(session, plan)}
+        cells = cells_of(session, plan)
+        adaptations = {cell.task: load_adaptation(cell.result, backbone, plan.method) for cell in cells}
         content, of = content_of(session, plan), part(plan)
         folder = session.folder / of.folder
         session.store.claim(folder, {"policies": content})

@@ -18,7 +18,7 @@ from gymnasium.envs.mujoco.ant_v5 import AntEnv
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
-from promptdiffuser.tasks.family import Floats, Goal, LearnedExpert, TaskFamily, check_task
+from promptdiffuser.tasks.family import Floats, Goal, LearnedExpert, TaskFamily, check_task, register
 from promptdiffuser.tasks.mujoco_env import Doubles, MujocoTaskEnv, Outcome
 
 # Radians, in the order of the published task ids.
@@ -185,22 +185,25 @@ def _goal(task: int) -> Goal:
 
 _held_out = {*TEST_TASKS, *VALIDATION_TASKS}
 
-FAMILY = TaskFamily(
-    name="ant-dir",
-    gymnasium_id="PromptDiffuser/AntDir-v0",
-    entry_point=AntDirEnv,
-    observation_dim=OBSERVATION_DIM,
-    action_dim=8,
-    horizon=200,
-    train_tasks=tuple(task for task in range(len(DIRECTIONS)) if task not in _held_out),
-    validation_tasks=VALIDATION_TASKS,
-    test_tasks=TEST_TASKS,
-    # The highest expert return of a training task; the release asks for 500, less than the expert's mean.
-    target_return=755.0,
-    return_scale=500.0,
-    goal=_goal,
-    label=lambda task: f"{np.degrees(DIRECTIONS[task]):.1f}°",
-    expert=LearnedExpert(_features, _actions),
-    episodes_per_task=999,  # as in the released HalfCheetah data
-    terminates=True,
+FAMILY = register(
+    TaskFamily(
+        name="ant-dir",
+        gymnasium_id="PromptDiffuser/AntDir-v0",
+        entry_point=AntDirEnv,
+        observation_dim=OBSERVATION_DIM,
+        action_dim=8,
+        horizon=200,
+        train_tasks=tuple(task for task in range(len(DIRECTIONS)) if task not in _held_out),
+        validation_tasks=VALIDATION_TASKS,
+        test_tasks=TEST_TASKS,
+        # The highest expert return of a training task; the release asks for 500, less than the expert's mean.
+        target_return=755.0,
+        return_scale=500.0,
+        goal=_goal,
+        label=lambda task: f"{np.degrees(DIRECTIONS[task]):.1f}°",
+        expert=LearnedExpert(_features, _actions),
+        episodes_per_task=999,  # as in the released HalfCheetah data
+        terminates=True,
+    ),
+    place=30,
 )

@@ -8,6 +8,7 @@ extrapolates and two (4 and 41) interpolate: a mean over the three mixes both, a
 from dataclasses import replace
 
 from promptdiffuser.tasks.families import ant_dir
+from promptdiffuser.tasks.family import register
 
 TRAIN_TASKS = (8, 13, 16, 20, 22, 26, 32, 37)
 TEST_TASKS = (1, 4, 41)
@@ -15,14 +16,17 @@ TEST_TASKS = (1, 4, 41)
 # hyper-parameters: like the test tasks one extrapolates (0, at 68.9°), the others interpolate.
 VALIDATION_TASKS = (0, 2, 19, 36, 44)
 
-FAMILY = replace(
-    ant_dir.FAMILY,
-    name="ant-dir-ood",
-    gymnasium_id="PromptDiffuser/AntDirOOD-v0",
-    expert_of=ant_dir.FAMILY.name,
-    train_tasks=TRAIN_TASKS,
-    validation_tasks=VALIDATION_TASKS,
-    test_tasks=TEST_TASKS,
-    target_return=759.0,  # the highest expert return of one of its training tasks
-    extrapolation_tasks=(1,),
+FAMILY = register(
+    replace(
+        ant_dir.FAMILY,
+        name="ant-dir-ood",
+        gymnasium_id="PromptDiffuser/AntDirOOD-v0",
+        expert_of=ant_dir.FAMILY.name,
+        train_tasks=TRAIN_TASKS,
+        validation_tasks=VALIDATION_TASKS,
+        test_tasks=TEST_TASKS,
+        target_return=759.0,  # the highest expert return of one of its training tasks
+        extrapolation_tasks=(1,),
+    ),
+    place=40,
 )

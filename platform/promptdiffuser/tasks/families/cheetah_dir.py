@@ -11,7 +11,7 @@ on this family say how well a prompt selects a known task, not how well a policy
 from typing import Any
 
 from promptdiffuser.tasks.families.cheetah import ACTION_DIM, CHEETAH_EXPERT, HORIZON, OBSERVATION_DIM, CheetahEnv
-from promptdiffuser.tasks.family import Goal, TaskFamily, check_task
+from promptdiffuser.tasks.family import Goal, TaskFamily, check_task, register
 
 DIRECTIONS = (1.0, -1.0)
 
@@ -33,22 +33,25 @@ def _goal(task: int) -> Goal:
     return (DIRECTIONS[task],)
 
 
-FAMILY = TaskFamily(
-    name="cheetah-dir",
-    gymnasium_id="PromptDiffuser/CheetahDir-v0",
-    entry_point=CheetahDirEnv,
-    observation_dim=OBSERVATION_DIM,
-    action_dim=ACTION_DIM,
-    horizon=HORIZON,
-    train_tasks=(0, 1),
-    validation_tasks=(0, 1),
-    test_tasks=(0, 1),
-    tests_on_training_tasks=True,
-    # Above every return of the published data (at most 1,261): asked for by the release, kept.
-    target_return=1500.0,
-    return_scale=1000.0,
-    goal=_goal,
-    label=lambda task: ("forwards", "backwards")[task],
-    expert=CHEETAH_EXPERT,
-    episodes_per_task=999,  # as in the released HalfCheetah data
+FAMILY = register(
+    TaskFamily(
+        name="cheetah-dir",
+        gymnasium_id="PromptDiffuser/CheetahDir-v0",
+        entry_point=CheetahDirEnv,
+        observation_dim=OBSERVATION_DIM,
+        action_dim=ACTION_DIM,
+        horizon=HORIZON,
+        train_tasks=(0, 1),
+        validation_tasks=(0, 1),
+        test_tasks=(0, 1),
+        tests_on_training_tasks=True,
+        # Above every return of the published data (at most 1,261): asked for by the release, kept.
+        target_return=1500.0,
+        return_scale=1000.0,
+        goal=_goal,
+        label=lambda task: ("forwards", "backwards")[task],
+        expert=CHEETAH_EXPERT,
+        episodes_per_task=999,  # as in the released HalfCheetah data
+    ),
+    place=10,
 )

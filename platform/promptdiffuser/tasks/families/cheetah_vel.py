@@ -8,7 +8,7 @@ config/cheetah_vel/cheetah_vel_40.json, scale and target from prompt_dt/prompt_u
 from typing import Any
 
 from promptdiffuser.tasks.families.cheetah import ACTION_DIM, CHEETAH_EXPERT, HORIZON, OBSERVATION_DIM, CheetahEnv
-from promptdiffuser.tasks.family import Goal, TaskFamily, check_task
+from promptdiffuser.tasks.family import Goal, TaskFamily, check_task, register
 
 NUM_TASKS = 40
 TEST_TASKS = (2, 7, 15, 23, 26)
@@ -41,20 +41,23 @@ def _goal(task: int) -> Goal:
 
 _held_out = {*TEST_TASKS, *VALIDATION_TASKS}
 
-FAMILY = TaskFamily(
-    name="cheetah-vel",
-    gymnasium_id="PromptDiffuser/CheetahVel-v0",
-    entry_point=CheetahVelEnv,
-    observation_dim=OBSERVATION_DIM,
-    action_dim=ACTION_DIM,
-    horizon=HORIZON,
-    train_tasks=tuple(task for task in range(NUM_TASKS) if task not in _held_out),
-    validation_tasks=VALIDATION_TASKS,
-    test_tasks=TEST_TASKS,
-    target_return=0.0,
-    return_scale=500.0,
-    goal=_goal,
-    label=lambda task: f"{goal_velocity(task):.3g} m/s",
-    expert=CHEETAH_EXPERT,
-    episodes_per_task=999,  # as in the released HalfCheetah data
+FAMILY = register(
+    TaskFamily(
+        name="cheetah-vel",
+        gymnasium_id="PromptDiffuser/CheetahVel-v0",
+        entry_point=CheetahVelEnv,
+        observation_dim=OBSERVATION_DIM,
+        action_dim=ACTION_DIM,
+        horizon=HORIZON,
+        train_tasks=tuple(task for task in range(NUM_TASKS) if task not in _held_out),
+        validation_tasks=VALIDATION_TASKS,
+        test_tasks=TEST_TASKS,
+        target_return=0.0,
+        return_scale=500.0,
+        goal=_goal,
+        label=lambda task: f"{goal_velocity(task):.3g} m/s",
+        expert=CHEETAH_EXPERT,
+        episodes_per_task=999,  # as in the released HalfCheetah data
+    ),
+    place=20,
 )

@@ -5,6 +5,7 @@ Target and scale are ours: ten a step, the most that the reward can give.
 """
 
 from promptdiffuser.tasks.families.meta_world import unseen_class_family
+from promptdiffuser.tasks.family import register
 
 TRAIN_CLASSES = (
     "reach-v3",
@@ -20,4 +21,4 @@ TRAIN_CLASSES = (
 )
 TEST_CLASSES = ("drawer-open-v3", "door-close-v3", "shelf-place-v3", "sweep-into-v3", "lever-pull-v3")
 
-FAMILIES = (unseen_class_family("ml10", "PromptDiffuser/ML10-v0", TRAIN_CLASSES, TEST_CLASSES),)
+FAMILY = register(unseen_class_family("ml10", "PromptDiffuser/ML10-v0", TRAIN_CLASSES, TEST_CLASSES), place=70)

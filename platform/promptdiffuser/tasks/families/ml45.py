@@ -5,6 +5,7 @@ Target and scale are ours: ten a step, the most that the reward can give.
 """
 
 from promptdiffuser.tasks.families.meta_world import unseen_class_family
+from promptdiffuser.tasks.family import register
 
 TRAIN_CLASSES = (
     "assembly-v3",
@@ -55,4 +56,4 @@ TRAIN_CLASSES = (
 )
 TEST_CLASSES = ("bin-picking-v3", "box-close-v3", "hand-insert-v3", "door-lock-v3", "door-unlock-v3")
 
-FAMILIES = (unseen_class_family("ml45", "PromptDiffuser/ML45-v0", TRAIN_CLASSES, TEST_CLASSES),)
+FAMILY = register(unseen_class_family("ml45", "PromptDiffuser/ML45-v0", TRAIN_CLASSES, TEST_CLASSES), place=80)

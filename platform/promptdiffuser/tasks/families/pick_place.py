@@ -6,6 +6,7 @@ steps from its copy of the environment. The release runs v2 of the environment, 
 """
 
 from promptdiffuser.tasks.families.meta_world import MetaWorldTasks, meta_world_family
+from promptdiffuser.tasks.family import register
 
 CLASSES = ("pick-place-v3",)
 TEST_TASKS = (11, 17, 25, 36, 41)
@@ -13,18 +14,24 @@ TEST_TASKS = (11, 17, 25, 36, 41)
 VALIDATION_TASKS = (4, 13, 22, 31, 40)
 
 FAMILIES = (
-    meta_world_family(
-        MetaWorldTasks("pick-place", "ml1", CLASSES),
-        "PromptDiffuser/PickPlace-v0",
-        VALIDATION_TASKS,
-        TEST_TASKS,
-        horizon=100,
-        target_return=650.0,
+    register(
+        meta_world_family(
+            MetaWorldTasks("pick-place", "ml1", CLASSES),
+            "PromptDiffuser/PickPlace-v0",
+            VALIDATION_TASKS,
+            TEST_TASKS,
+            horizon=100,
+            target_return=650.0,
+        ),
+        place=50,
     ),
-    meta_world_family(
-        MetaWorldTasks("pick-place-500", "ml1", CLASSES),
-        "PromptDiffuser/PickPlace500-v0",
-        VALIDATION_TASKS,
-        TEST_TASKS,
+    register(
+        meta_world_family(
+            MetaWorldTasks("pick-place-500", "ml1", CLASSES),
+            "PromptDiffuser/PickPlace500-v0",
+            VALIDATION_TASKS,
+            TEST_TASKS,
+        ),
+        place=50,
     ),
 )

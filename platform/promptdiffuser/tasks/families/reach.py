@@ -7,22 +7,29 @@ step, the most that the reward can give.
 
 from promptdiffuser.tasks.families.meta_world import MetaWorldTasks, meta_world_family
 from promptdiffuser.tasks.families.pick_place import TEST_TASKS, VALIDATION_TASKS
+from promptdiffuser.tasks.family import register
 
 CLASSES = ("reach-v3",)
 
 FAMILIES = (
-    meta_world_family(
-        MetaWorldTasks("reach", "ml1", CLASSES),
-        "PromptDiffuser/Reach-v0",
-        VALIDATION_TASKS,
-        TEST_TASKS,
-        horizon=100,
-        target_return=1000.0,
+    register(
+        meta_world_family(
+            MetaWorldTasks("reach", "ml1", CLASSES),
+            "PromptDiffuser/Reach-v0",
+            VALIDATION_TASKS,
+            TEST_TASKS,
+            horizon=100,
+            target_return=1000.0,
+        ),
+        place=60,
     ),
-    meta_world_family(
-        MetaWorldTasks("reach-500", "ml1", CLASSES),
-        "PromptDiffuser/Reach500-v0",
-        VALIDATION_TASKS,
-        TEST_TASKS,
+    register(
+        meta_world_family(
+            MetaWorldTasks("reach-500", "ml1", CLASSES),
+            "PromptDiffuser/Reach500-v0",
+            VALIDATION_TASKS,
+            TEST_TASKS,
+        ),
+        place=60,
     ),
 )

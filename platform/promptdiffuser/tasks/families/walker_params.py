@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptdiffuser.tasks.families import body_params
-from promptdiffuser.tasks.family import Goal, TaskFamily
+from promptdiffuser.tasks.family import Goal, TaskFamily, register
 from promptdiffuser.tasks.mujoco_env import Doubles
 
 NUM_EXPONENTS = 65
@@ -42,22 +42,26 @@ def _goal(task: int) -> Goal:
     return body_params.exponents("walker-params", task, NUM_EXPONENTS)
 
 
-FAMILY = TaskFamily(
-    name="walker-params",
-    gymnasium_id="PromptDiffuser/WalkerParams-v0",
-    entry_point=WalkerParamsEnv,
-    observation_dim=17,
-    action_dim=6,
-    horizon=body_params.HORIZON,
-    train_tasks=body_params.TRAIN_TASKS,
-    validation_tasks=body_params.VALIDATION_TASKS,
-    test_tasks=body_params.TEST_TASKS,
-    # The highest expert return of a training task; LPDT asks for 1,500 of other bodies, which no expert here reaches.
-    target_return=335.0,
-    return_scale=500.0,
-    goal=_goal,
-    label=lambda task: f"body {task}",
-    expert=body_params.BODY_PARAMS_EXPERT,
-    episodes_per_task=999,  # as in the released HalfCheetah data
-    terminates=True,
+FAMILY = register(
+    TaskFamily(
+        name="walker-params",
+        gymnasium_id="PromptDiffuser/WalkerParams-v0",
+        entry_point=WalkerParamsEnv,
+        observation_dim=17,
+        action_dim=6,
+        horizon=body_params.HORIZON,
+        train_tasks=body_params.TRAIN_TASKS,
+        validation_tasks=body_params.VALIDATION_TASKS,
+        test_tasks=body_params.TEST_TASKS,
+        # The highest expert return of a training task; LPDT asks for 1,500 of other bodies, which no expert here
+        # reaches.
+        target_return=335.0,
+        return_scale=500.0,
+        goal=_goal,
+        label=lambda task: f"body {task}",
+        expert=body_params.BODY_PARAMS_EXPERT,
+        episodes_per_task=999,  # as in the released HalfCheetah data
+        terminates=True,
+    ),
+    place=100,
 )
