@@ -11,7 +11,7 @@ from gymnasium.utils.env_checker import check_env
 from metaworld.env_dict import ML10_V3, ML45_V3
 
 from promptdiffuser.errors import UserError
-from promptdiffuser.tasks import ml10, ml45, pick_place, reach
+from promptdiffuser.tasks.families import ml10, ml45, pick_place, reach
 from promptdiffuser.tasks.families.meta_world import TASKS_FILE, MetaWorldEnv, MetaWorldTasks, Simulator
 from promptdiffuser.tasks.family import ScriptedExpert, TaskEnv, TaskFamily
 
@@ -231,7 +231,7 @@ def test_reveal_fills_in_the_goals_and_leaves_the_observations() -> None:
 
 def test_importing_the_families_does_not_import_metaworld() -> None:
     code = (
-        "import sys; from promptdiffuser.tasks import pick_place, reach, ml10, ml45; "
+        "import sys; from promptdiffuser.tasks.families import pick_place, reach, ml10, ml45; "
         "sys.exit('metaworld' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,8 +12,7 @@ import torch
 
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.memory import forget_peak, peak_gib
-from promptdiffuser.methods import get_method
-from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Method
+from promptdiffuser.methods.adaptation import METHODS, Adaptation, AdaptationInputs, Method
 from promptdiffuser.methods.folders import Origin, save_adaptation
 from promptdiffuser.methods.inputs import InputsBuilder, InputsSettings
 from promptdiffuser.training.checkpoint import is_whole
@@ -49,7 +48,7 @@ class AdaptationCell:
         # Data are normalised before they are moved to the device.
         backbone, normaliser = load_backbone(self.backbone_folder, self.dataset.family, torch.device("cpu"))
         builder = InputsBuilder(self.dataset, backbone.to(device), normaliser, self.settings)
-        method, family = get_method(self.method), self.dataset.family.name
+        method, family = METHODS.find(self.method), self.dataset.family.name
         inputs = builder.inputs(
             method, self.task, self.folder, self.diffuser_folder, self.few_shot_training, on_history
         )
