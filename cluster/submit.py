@@ -11,7 +11,8 @@ no outputs, no `.env`. Without Git the folders jobs/, analysis/ and platform/ tr
 Paths are the caller's: relative ones count from the folder of the caller, and the cluster's machines must see them
 under the same path. `--outputs` (default `outputs`) and the MLflow store (MLFLOW_TRACKING_URI, default
 `sqlite:///mlflow.db`) too; on a cluster of several machines an MLflow server is the better store. Addresses such as
-s3://bucket/folder stay as they are. The file of `pipeline --from-file` is small, so it travels with the code.
+s3://bucket/folder stay as they are. The file of `pipeline --from-file` is small, so it travels with the code, as does
+the .py file of a `--plugin`; a plugin that is a module must be installed on every machine.
 
 A cluster that asks for a token gets the one of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token. Proxies,
 certificates (REQUESTS_CA_BUNDLE) and RAY_JOB_HEADERS count as they do for `ray job`.
@@ -46,9 +47,12 @@ from promptdiffuser.tracking.provenance import COMMIT_VARIABLE, describe_commit
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-Kind = Literal["text", "folder", "address", "file"]
+Kind = Literal["text", "folder", "address", "file", "plugin"]
 """What a word of a command line names: nothing of the caller's, a place on a filesystem, a place that may also be an
-address such as s3://bucket/folder, or a small file that travels with the code."""
+address such as s3://bucket/folder, a small file that travels with the code, or a plugin, which is such a file if its
+name ends in .py and otherwise an installed module."""
+
+ON_ALL: dict[str, Kind] = {"--plugin": "plugin"}
 
 ON_EXPERIMENT: dict[str, Kind] = {"--outputs": "folder", "--dataset": "address", "--backbone-checkpoint": "folder"}
 COMMANDS: dict[str, dict[str, Kind]] = {
@@ -103,17 +107,17 @@ def words_of(command: str, arguments: Sequence[str]) -> Iterator[tuple[str, str,
     Raises:
         UserError: A positional argument is missing or comes after an option.
     """
-    kinds = COMMANDS[command]
+    kinds = ON_ALL | COMMANDS[command]
     positionals = [name for name in kinds if not name.startswith("-")]
     expected: Kind | None = None
     for word in arguments:
         option, equals, value = word.partition("=")
         kind = kinds.get(option.replace("_", "-")) if option.startswith("--") else None
         if expected:
-            yield "", word, expected
+            yield "", word, kind_of(word, expected)
             expected = None
         elif kind and equals:
-            yield f"{option}=", value, kind
+            yield f"{option}=", value, kind_of(value, kind)
         elif kind:
             yield "", word, "text"
             expected = kind
@@ -126,6 +130,13 @@ def words_of(command: str, arguments: Sequence[str]) -> Iterator[tuple[str, str,
     if positionals:
         remedy = f"see `python jobs/{command.split()[0]}.py --help`"
         raise UserError(f"{command} needs {' '.join(positionals)} before its options; {remedy}")
+
+
+def kind_of(value: str, kind: Kind) -> Kind:
+    """Return what a value names, where a plugin counts as what it is."""
+    if kind != "plugin":
+        return kind
+    return "file" if value.endswith(".py") else "text"
 
 
 def place(value: str, kind: Kind, folder: Path) -> str:
@@ -160,7 +171,7 @@ def sent_files(command: str, arguments: Sequence[str], folder: Path) -> list[Pat
     files = [folder / value for _, value, kind in words_of(command, arguments) if kind == "file"]
     for path in files:
         if not os.access(path, os.R_OK) or not path.is_file():
-            raise UserError(f"{path} cannot be read; name the JSON file of an experiment")
+            raise UserError(f"{path} cannot be read; name the JSON file of an experiment or the .py file of a plugin")
     return files
 
 

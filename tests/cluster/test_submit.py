@@ -452,6 +452,7 @@ def test_address_must_be_a_dashboards(repository: Path, capsys: pytest.CaptureFi
         ("describe --histograms h theirs", "--histograms /data/h /data/theirs"),
         ("render --output f.gif hopper-params --task 7", "--output /data/f.gif hopper-params --task 7"),
         ("exchange to-minari theirs --tasks 7", "to-minari /data/theirs --tasks 7"),
+        ("describe theirs --plugin a/own.py --plugin=b.own", "/data/theirs --plugin sent/own.py --plugin=b.own"),
         ("pipeline --from-file a/saved.json --outputs o", "--from-file sent/saved.json --outputs /data/o"),
     ],
 )

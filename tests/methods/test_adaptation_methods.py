@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -14,16 +15,28 @@ from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.data.windows import PromptPool, Segments
 from promptdiffuser.errors import UserError
+from promptdiffuser.experiment import Experiment
 from promptdiffuser.methods import METHODS, get_method
 from promptdiffuser.methods.adaptation import AdaptationInputs, Cost, Method
 from promptdiffuser.methods.backbones import BACKBONES
 from promptdiffuser.methods.cells import AdaptationCell, adapt
+from promptdiffuser.methods.config import settings_of
 from promptdiffuser.methods.diffusers import DIFFUSERS
 from promptdiffuser.methods.folders import Origin, load_adaptation, read_origin, save_adaptation
 from promptdiffuser.models.backbone import Prompt, PromptDT
 from promptdiffuser.tasks.experts import Quality
 from promptdiffuser.training.trainings import DiffuserTraining
-from tests.methods.conftest import FAMILY, FEW_SHOT, NUM_PROMPTS, OTHER_TASK, SETTINGS, TARGET_RETURN, TASK, Models
+from tests.methods.conftest import (
+    CONFIG,
+    FAMILY,
+    FEW_SHOT,
+    NUM_PROMPTS,
+    OTHER_TASK,
+    SETTINGS,
+    TARGET_RETURN,
+    TASK,
+    Models,
+)
 from tests.rollout.synthetic_policies import TINY, tiny_backbone
 
 MakeInputs = Callable[..., AdaptationInputs]
@@ -73,6 +86,23 @@ def test_registry_knows_each_method_by_its_own_name() -> None:
         assert method.diffuser is not None or not method.few_shot_updates
         assert not (method.is_zero_shot and (method.few_shot_updates or method.qualities or method.reads_whole_task))
         assert method.summary
+        assert re.fullmatch(r"#[0-9a-f]{6}", method.colour)
+    assert len({method.label for method in METHODS.values()}) == len(METHODS)
+    assert len({method.colour for method in METHODS.values()}) == len(METHODS)
+
+
+def test_a_method_is_given_its_own_settings_and_no_other(make_inputs: MakeInputs) -> None:
+    experiment = Experiment(name="some")
+    sections = {method.section: method.settings for method in METHODS.values() if method.settings is not None}
+    assert [(field.name, field.type) for field in dataclasses.fields(experiment.adaptation)] == list(sections.items())
+    for method in METHODS.values():
+        own = settings_of(experiment.adaptation, method)
+        if method.settings is None:
+            assert own is None
+            assert make_inputs(method).settings is None
+        else:
+            assert own == method.settings()
+            assert make_inputs(method).settings is getattr(CONFIG, method.section)
 
 
 def test_unknown_method_is_refused_with_the_known_ones() -> None:

@@ -41,6 +41,10 @@ POPULATION = {"stopping": "population", "score_every": 10, "search": "random", "
         ({"space": {"guidance.weight": Range(0.0, 1.0)}}, ("guidance.weight", "range")),
         ({"method": "prompt-dt"}, ("guidance.weight", "prompt-dt")),
         ({"space": {"diffuser.few_shot.steps": Choices((1, 2))}}, ("diffuser.few_shot.steps", "nothing")),
+        (
+            {"method": "lora", "space": {"adaptation.adapters.bottleneck": Choices((4, 8))}},
+            ("adaptation.adapters.bottleneck", "decides nothing for method lora"),
+        ),
         ({"stopping": "asha"}, ("asha", "score_every")),
         ({"search": "nsga2", "trials": 4, "stopping": "asha", "score_every": 10}, ("nsga2", "stopping none")),
         (POPULATION | {"space": {"backbone.layers": Choices((1, 2))}}, ("population", "checkpoints", "Ray Train")),
