@@ -39,7 +39,7 @@ from promptdiffuser.rollout.protocol import EvaluationRequest, ProtocolConfig
 from promptdiffuser.rollout.stepping import EpisodeStepper
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.family import TaskFamily
-from promptdiffuser.tracking.names import FOLDER_TAG, METHOD_TAG, STAGE_TAG, USED_RUN_TAG
+from promptdiffuser.tracking.names import FOLDER_TAG, METHOD_TAG, STAGE_TAG
 from promptdiffuser.tracking.store import prepare
 from promptdiffuser.training.checkpoint import load_checkpoint, save_checkpoint
 from promptdiffuser.training.model_folders import (
@@ -360,14 +360,11 @@ def runs(experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> d
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri := f"sqlite:///{tmp_path}/mlflow.db")
     tracker = prepare(uri, "quickstart")
     parent = tracker.run("quickstart", "e", None, {STAGE_TAG: "experiment"})
-    place = {FOLDER_TAG: str(experiment / f"adapt-{SUFFIX}")}
-    adapt = tracker.run("adapt", "a", parent, {STAGE_TAG: "adapt", **place})
-    adapt.log_params({"prompt-dt": SUFFIX + "01234567"})
-    parent.set_tag(USED_RUN_TAG + "adapt", adapt.run_id)
     evaluate = tracker.run("evaluate", "v", parent, {STAGE_TAG: "evaluate"})
     made = {"experiment": parent}
-    for name in ("prompt-dt", "lora"):
-        made[name] = tracker.run(name, name, evaluate, {STAGE_TAG: "method", METHOD_TAG: name})
+    places = {"prompt-dt": {FOLDER_TAG: str(experiment / "adaptations" / f"prompt-dt-{SUFFIX}")}, "lora": {}}
+    for name, place in places.items():
+        made[name] = tracker.run(name, name, evaluate, {STAGE_TAG: "method", METHOD_TAG: name, **place})
     for name in ("context", "gone"):
         tags = {STAGE_TAG: "train-diffuser", FOLDER_TAG: str(experiment / f"diffuser-{name}-{SUFFIX}")}
         made[name] = tracker.run(f"diffuser-{name}", name, parent, tags)
@@ -385,7 +382,7 @@ def test_runs_that_do_not_serve_are_refused_with_the_remedy(runs: dict[str, str]
         promptdiffuser.load_policy("f" * 32, task=TASK)
     with pytest.raises(UserError, match=r"\(quickstart\) belongs to stage 'experiment'; pass one of 'method'"):
         promptdiffuser.load_policy(runs["experiment"], task=TASK)
-    with pytest.raises(UserError, match=r"does not say where lora was adapted; pass the folder"):
+    with pytest.raises(UserError, match=r"does not say where its models are; pass their folder"):
         promptdiffuser.load_policy(runs["lora"], task=TASK)
     with pytest.raises(UserError, match=r"belongs to stage 'method'; pass one of 'train-diffuser'"):
         promptdiffuser.load_diffuser(runs["prompt-dt"])
