@@ -24,8 +24,7 @@ bench: .venv/.installed  ## speed of the hot paths, written to bench.json
 	.venv/bin/python -m tests.benchmarks
 
 ui: .venv/.installed  ## MLflow's pages on http://127.0.0.1:5000
-	.venv/bin/mlflow ui --host 127.0.0.1 --port 5000 \
-		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
+	.venv/bin/promptdiffuser ui
 
 # torch goes first and alone: resolved together with the rest, pip may fetch several builds of it, gigabytes each.
 .venv/.installed: pyproject.toml constraints.txt

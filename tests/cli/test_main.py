@@ -155,3 +155,20 @@ def test_the_console_script_is_installed() -> None:
     script = Path(sys.executable).with_name("promptdiffuser")
     shown = subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
     assert shown.startswith("usage: promptdiffuser COMMAND")
+
+
+def test_ui_becomes_the_server_of_mlflow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    started = list[str]()
+    monkeypatch.setattr("os.execv", lambda program, command: started.extend(command))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////some/mlflow.db")
+    main(["ui", "--port", "5077"])
+    assert started[2:] == [
+        *["mlflow", "ui", "--host", "127.0.0.1", "--port", "5077"],
+        *["--backend-store-uri", "sqlite:////some/mlflow.db"],
+    ]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:s3cret@example.org")
+    with pytest.raises(SystemExit, match="2"):
+        main(["ui"])
+    refused = capsys.readouterr().err
+    assert "the store is a server with pages of its own: https://" in refused
+    assert "s3cret" not in refused

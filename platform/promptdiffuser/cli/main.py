@@ -130,6 +130,11 @@ COMMANDS = {
         "promptdiffuser.pipeline.housekeeping:Prune",
         "promptdiffuser.pipeline.housekeeping:prune",
     ),
+    "ui": Command(
+        "Open MLflow's pages on the store that runs are logged to.",
+        "promptdiffuser.cli.ui:Ui",
+        "promptdiffuser.cli.ui:main",
+    ),
     "sync": Command(
         "Deliver to MLflow what experiments logged while it was away.",
         "promptdiffuser.cli.sync:Sync",

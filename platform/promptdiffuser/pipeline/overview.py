@@ -1,5 +1,6 @@
 """What a command would do, and what is done of it: nothing is written, and neither Ray nor MLflow is asked."""
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,7 +22,8 @@ def plan(options: Options) -> None:
             table.add_column(column, justify="right" if column == "seconds" else "left", no_wrap=column != "reads")
         for stage in graph:
             state = store.state(stage)
-            reads = ", ".join(node.name for node in stage.inputs.values())
+            counts = Counter(node.name for node in stage.inputs.values())
+            reads = ", ".join(name if count == 1 else f"{count} {name}" for name, count in counts.items())
             table.add_row(stage.name, stage.key[:8], reads, state.name, _seconds(store, stage, state), stage.takes)
         console = open_console()
         print_table(console, table)
