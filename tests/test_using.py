@@ -263,7 +263,7 @@ def prompts_of(experiment: Path, method: str, small_dataset: Dataset, seed: int)
     backbone, normaliser = load_backbone(experiment / f"prompt-dt-{SUFFIX}" / "model", FAMILY, CPU)
     builder = InputsBuilder(small_dataset, backbone, normaliser, dataclasses.replace(SETTINGS, seed=seed))
     diffuser = experiment / f"diffuser-{METHODS[method].diffuser}-{SUFFIX}" / "model"
-    prompts = METHODS[method].adapt(builder.inputs(TASK, experiment, diffuser)).policy.prompts
+    prompts = METHODS[method].adapt(builder.inputs(METHODS[method], TASK, experiment, diffuser)).policy.prompts
     assert isinstance(prompts, Segments)
     return prompts
 
