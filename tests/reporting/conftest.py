@@ -12,7 +12,13 @@ import pytest
 
 from promptdiffuser.evaluation.scores import reference_scores
 from promptdiffuser.evaluation.summary import SCHEMA_VERSION, EvaluationSummary, MethodSummary, TargetSummary
+from promptdiffuser.reporting.benchmark import COSTS
+from promptdiffuser.reporting.benchmark import write_tables as write_benchmark_tables
+from promptdiffuser.reporting.benchmark_page import write_page
+from promptdiffuser.reporting.compare import compare
+from promptdiffuser.reporting.compare_page import write_comparison
 from promptdiffuser.reporting.report import write_report
+from promptdiffuser.reporting.sweep_report import Arguments, SweepTrials, write_sweep_report
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tracking.store import RunLog, Tracker, prepare
 
@@ -194,9 +200,9 @@ def log_experiment(
     written = make_summary(folder.name, episodes) | dict(summary or {})
     write_results(evaluate, folder, episodes, make_prompts(rng), written)
     ids = {"all": parent.run_id}
-    for method in means:
+    for number, method in enumerate(means):
         tags = {"promptdiffuser.stage": "method", "promptdiffuser.method": method}
-        log = store.run(method, f"{identity}-{method}", evaluate, tags)
+        log = store.run(method, f"{identity}-method-{number}", evaluate, tags)
         diffuser = "published" if method == "prompt-diffuser" else None
         log.log_params({"method": {"name": method, "backbone": "prompt-dt", "diffuser": diffuser}})
         log.log_metrics({"test/return": written["methods"][method]["mean"], "cost/gradient_steps": 300.0})
@@ -205,6 +211,47 @@ def log_experiment(
     evaluate.finish()
     parent.finish()
     return ids
+
+
+HOSTILE_KEY = "key with <b> and &"
+"""A name of a field, which holds no slash."""
+HOSTILE = """'"><script>x()</script>&"""
+"""A name that ends an attribute and runs a script wherever it is not escaped."""
+
+
+@pytest.fixture(scope="session")
+def hostile_pages(tracker: Callable[[str], Tracker], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Write every page with names of experiments, runs, methods, tasks, fields and trials that hold markup."""
+    folder = tmp_path_factory.mktemp("hostile")
+    store, method, family = tracker(f"named {HOSTILE}"), HOSTILE, get_family("cheetah-vel")
+    means = {"prompt-dt": -40.0, method: -38.0}
+    summary = {"tasks": {str(task): HOSTILE for task in TASKS}, "command": HOSTILE, "caution": HOSTILE}
+    settings: list[dict[str, Any]] = [{"weight": f"{HOSTILE} {weight}", "seed": 0} for weight in (1, 2)]
+    ids = [log_experiment(store, folder, each, means, summary)["all"] for each in settings]
+    report = write_report(store.uri, f"named {HOSTILE}", folder / "report.html", ids[0])
+    comparison = write_comparison(compare(store.uri, ids), store.uri, folder / "comparison")
+
+    episodes = make_episodes(np.random.default_rng(0), means)
+    episodes = pd.concat(
+        [
+            episodes.assign(arm=HOSTILE, few_shot_episodes=size, training_seed=seed)
+            for size in (1, 5)
+            for seed in (1, 2, 3)
+        ]
+    )
+    episodes.to_parquet(folder / "episodes.parquet")
+    cells = episodes[["arm", "few_shot_episodes", "method", "training_seed"]].drop_duplicates()
+    costs = dict.fromkeys(("normalised", "failed_share", *COSTS), 0.5)
+    (folder / "costs.json").write_text(cells.assign(**costs).to_json(orient="records"))
+    write_benchmark_tables(folder, method)
+    benchmark = write_page(folder, f"benchmark {HOSTILE}", {HOSTILE: HOSTILE}, method, family)
+
+    values = np.arange(12.0)
+    trials = pd.DataFrame({"trial": [f"{HOSTILE} {value:g}" for value in values], HOSTILE_KEY: values % 4})
+    trials = trials.assign(**{"other": [HOSTILE, "plain"] * 6, "validation/return": values, "time/seconds": values + 1})
+    sweep = SweepTrials(f"sweep {HOSTILE}", trials.assign(state="finished", run=HOSTILE), {}, "1")
+    swept = write_sweep_report(sweep, store.uri, Arguments("", output=folder / "sweep"))
+    return {"report": report, "comparison": comparison, "benchmark": benchmark, "sweep": swept}
 
 
 def write_results(

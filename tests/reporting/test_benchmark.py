@@ -127,7 +127,7 @@ def test_the_page_holds_every_row_figure_and_fact(episodes: pd.DataFrame, costs:
     assert text.count("a better</th>") == 4
     for section in ("conclusions", "sizes", "cost-1", "returns-1", "cost-5", "returns-5", "tasks", "facts"):
         assert f'<section id="{section}"' in text
-    assert text.count("data:image/svg+xml;base64") == 3
+    assert text.count("data:image/svg+xml;base64") == 5
     # A single seed has no interval, and the page says so.
     alone = written_page(episodes[episodes["training_seed"] == 1], costs[costs["training_seed"] == 1], tmp_path)
     assert "over one seed" in alone

@@ -64,8 +64,8 @@ def test_experiments_are_compared_method_by_method(runs: Runs) -> None:
         f"prompt-diffuser: B minus A is +{GAIN:.2f} (interval not known) over 6 different prompts per task, better on "
         "3 of 3 tasks; not enough trainings for a verdict (1 of 3); "
         f"probability of improvement {pairs.loc['prompt-diffuser', 'probability_of_improvement']:.2f} "
-        f"[{pairs.loc['prompt-diffuser', 'probability_low']:.2f}, "
-        f"{pairs.loc['prompt-diffuser', 'probability_high']:.2f}]",
+        f"[{pairs.loc['prompt-diffuser', 'probability_of_improvement_low']:.2f}, "
+        f"{pairs.loc['prompt-diffuser', 'probability_of_improvement_high']:.2f}]",
     ]
     turned = compare(runs.uri, [runs.strong[0]["all"], runs.weak[0]["all"]])
     assert turned.verdicts[1].startswith("prompt-diffuser: B minus A is -2.50")
@@ -82,7 +82,7 @@ def test_two_methods_of_one_experiment(runs: Runs) -> None:
     episodes = scored_episodes(load_experiment(runs.uri, NAME, ids["all"]))
     expected = paired_difference(episodes, "prompt-diffuser", "prompt-dt")
     [row] = comparison.differences.to_dict("records")
-    assert (row["difference"], row["low"], row["high"]) == (
+    assert (row["difference"], row["difference_low"], row["difference_high"]) == (
         expected.on_these_tasks.estimate, expected.on_these_tasks.low, expected.on_these_tasks.high
     )  # fmt: skip
     assert comparison.settings.loc["method.name"].to_list() == ["prompt-dt", "prompt-diffuser"]

@@ -1,4 +1,4 @@
-"""The report in a headless Chromium: tables sort and copy, a phone shows it, both themes are readable."""
+"""Pages in a headless Chromium: tables sort and copy, a phone shows them, both themes are readable, no name is run."""
 
 import shutil
 from collections.abc import Iterator
@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.reporting.conftest import HOSTILE
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CONTRAST = 4.5
@@ -87,13 +89,17 @@ def test_tables_sort_and_copy(browser: Browser, address: str) -> None:
     lines = [line.split("\t") for line in page.locator("textarea").input_value().split("\n")]
     assert lines[0][0] == "Method"
     assert [line[0] for line in lines[1:]] == methods()
-    assert {len(line) for line in lines} == {7}
+    assert {len(line) for line in lines} == {6}
 
 
+PAGES = ("report", "comparison", "benchmark", "sweep")
+
+
+@pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_both_themes_can_be_read(browser: Browser, address: str, theme: str) -> None:
+def test_both_themes_can_be_read(browser: Browser, hostile_pages: dict[str, Path], name: str, theme: str) -> None:
     """All text has the contrast that WCAG asks for, figures are described, and regions and headings have names."""
-    page, _ = opened(browser, address, color_scheme=theme)
+    page, _ = opened(browser, hostile_pages[name].as_uri(), color_scheme=theme)
     red = int(page.evaluate("getComputedStyle(document.querySelector('section')).backgroundColor.match(/\\d+/)[0]"))
     assert (red < 64) == (theme == "dark")
     page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
@@ -102,7 +108,24 @@ def test_both_themes_can_be_read(browser: Browser, address: str, theme: str) -> 
     assert page.locator("[role=region]:not([aria-label]), th:not([scope])").count() == 0
 
 
-def test_a_phone_shows_it_without_sideways_scrolling(browser: Browser, address: str) -> None:
+@pytest.mark.parametrize("name", PAGES)
+def test_a_phone_shows_it_without_sideways_scrolling(
+    browser: Browser, hostile_pages: dict[str, Path], name: str
+) -> None:
     """Only what is inside a scrolling region is wider than the screen."""
-    page, _ = opened(browser, address, viewport={"width": 360, "height": 780}, is_mobile=True, has_touch=True)
+    phone = {"viewport": {"width": 360, "height": 780}, "is_mobile": True, "has_touch": True}
+    page, _ = opened(browser, hostile_pages[name].as_uri(), **phone)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_markup_in_a_name_is_text(browser: Browser, hostile_pages: dict[str, Path], name: str) -> None:
+    """It is shown letter by letter, adds no element and no attribute, and nothing in it is run or fetched."""
+    page, events = opened(browser, hostile_pages[name].as_uri())
+    assert events == []
+    assert page.title().endswith(" - Prompt Diffuser")
+    assert page.locator("script").count() == 1
+    assert page.locator("b").count() == 0
+    shown = page.locator("main").text_content()
+    assert HOSTILE in shown
+    assert "&lt;" not in shown

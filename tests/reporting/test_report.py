@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from promptdiffuser.errors import UserError
-from promptdiffuser.reporting.diagnostics import inside_sections, inside_table
+from promptdiffuser.reporting.diagnostics import inside_table, shown_inside
 from promptdiffuser.reporting.mlflow_reader import load_experiment, scored_episodes
 from promptdiffuser.reporting.report import conclusions, render, report_tables, write_report
 from promptdiffuser.statistics.aggregates import (
@@ -32,7 +32,7 @@ from promptdiffuser.tasks.references import reference_returns
 from promptdiffuser.tracking.store import Tracker
 
 ROOT = Path(__file__).resolve().parents[2]
-VOID_TAGS = {"meta", "img", "circle", "line"}
+VOID_TAGS = {"meta", "img"}
 
 
 class Page(HTMLParser):
@@ -96,7 +96,7 @@ def test_tables_show_the_summary(experiment: Any, page: Page) -> None:
     for name, cells in zip(names, page.rows["methods"][1:-2], strict=True):
         row = methods[name]
         assert numbers(cells[1]) == pytest.approx([row["mean"], row["ci_low"], row["ci_high"]], abs=0.006)
-        shown = [numbers(cell)[0] for cell in cells[3:]]
+        shown = [numbers(cell)[0] for cell in cells[2:]]
         cost = [100 * row["failed_share"], row["seconds_adapt"], row["tunable_parameters"]]
         assert shown == pytest.approx([row["normalised"], *cost], abs=0.06)
     assert page.rows["tasks"][0] == ["Method", "Task 2, 0.225 m/s", "Task 7, 0.6 m/s", "Task 15, 1.2 m/s"]
@@ -122,14 +122,14 @@ def test_tables_show_the_statistics(experiment: Any, page: Page) -> None:
 
     for name, cells in zip(["prompt-dt", *others], page.rows["scores"][1:-2], strict=True):
         assert numbers(cells[1]) == pytest.approx(shown(aggregate(scores[name], interquartile_mean)), abs=0.0006)
-        assert numbers(cells[3]) == pytest.approx(shown(aggregate(scores[name], optimality_gap)), abs=0.0006)
-        assert cells[4] == "6 prompts"
+        assert numbers(cells[2]) == pytest.approx(shown(aggregate(scores[name], optimality_gap)), abs=0.0006)
+        assert cells[3] == "6 prompts"
         if name == "prompt-dt":
-            assert cells[5] == "–"
+            assert cells[4] == "–"
         else:
             chance = probability_of_improvement(scores[name], scores["prompt-dt"])
             expected = shown(chance) if chance.is_known else [chance.estimate]
-            assert numbers(cells[5]) == pytest.approx(expected, abs=0.006)
+            assert numbers(cells[4]) == pytest.approx(expected, abs=0.006)
     for name, cells in zip(others, page.rows["differences"][1:], strict=True):
         paired = paired_difference(episodes, name, "prompt-dt")
         bounds = [*shown(paired.on_these_tasks), *shown(paired.on_tasks_like_these)[1:], paired.tasks_better, 3, 6]
@@ -161,13 +161,13 @@ def test_a_report_comes_out_of_every_evaluation(experiment: Any) -> None:
     assert targets.text["conclusions"] == diverged.text["conclusions"]
     single = page_of(episodes[(episodes["prompt"] == 0) & (episodes["episode"] == 0)])
     assert "(interval not known) over a single unit, better on 3 of 3 tasks" in single.text["conclusions"]
-    assert all(cells[2] == "–" for cells in single.rows["differences"][1:])
+    assert all(cells[1].endswith(" –") for cells in single.rows["differences"][1:])
     few = page_of(episodes.assign(prompt_source=episodes["prompt"] % 2))
-    assert {cells[4] for cells in few.rows["scores"][1:-2]} == {"2 prompts"}
+    assert {cells[3] for cells in few.rows["scores"][1:-2]} == {"2 prompts"}
     assert all("[" not in cell for cells in few.rows["scores"][1:] for cell in cells)
     alone = page_of(episodes[episodes["method"] == "prompt-diffuser"])
     assert "Not computed: the experiment has no method 'prompt-dt'" in alone.text["differences"]
-    assert alone.rows["scores"][0] == ["Method", "Interquartile mean", "", "Optimality gap", "Over"]
+    assert alone.rows["scores"][0] == ["Method", "Interquartile mean", "Optimality gap", "Over"]
     still = dict.fromkeys(("mean", "ci_low", "ci_high"), experiment.summary["references"]["zero-action"]["mean"] - 1)
     methods = results.summary["methods"] | {"prompt-dt": results.summary["methods"]["prompt-dt"] | still}
     idle = dataclasses.replace(results, summary=results.summary | {"methods": methods})
@@ -183,7 +183,7 @@ def test_a_report_comes_out_of_every_evaluation(experiment: Any) -> None:
 def test_page_is_complete_and_self_contained(experiment: Any, page: Page) -> None:
     """All sections are there, text is escaped, and nothing is fetched from elsewhere."""
     assert list(page.text)[1:] == [
-        "conclusions", "methods", "scores", "differences", "tasks", "returns", "variance", "prompts", "inside",
+        "conclusions", "methods", "returns", "scores", "differences", "tasks", "variance", "prompts", "inside",
         "training", "provenance",
     ]  # fmt: skip
     fetched = [source for source in page.sources if not source.startswith("http://127.0.0.1:5000/#/experiments/")]
@@ -215,7 +215,9 @@ def test_what_was_seen_inside_is_shown(experiment: Any, page: Page) -> None:
     lists = table[table["measure"] == "by_return.true"].groupby("method")["value"].apply(list)
     assert lists.to_dict() == {"prompt-diffuser": [1.0, 2.0, 4.0], "prompt-diffuser-context": [2.0, 3.0, 3.5]}
     assert len(table) == 8
-    assert inside_sections({}) == []
+    blind = dataclasses.replace(results, inside={})
+    assert "inside" not in Page(render(blind, report_tables(blind))).text
+    assert set(shown_inside(table[table["position"] == 0])) == {"numbers"}
 
 
 def test_tables_lie_beside_the_report(experiment: Any, report: Path) -> None:

@@ -60,7 +60,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 def _table(title: str, frame: pd.DataFrame) -> Table:
     table = Table(*map(str, frame.columns), title=title, title_justify="left")
     for row in frame.itertuples(index=False):
-        table.add_row(*(page.cell(value) if isinstance(value, float) else str(value) for value in row))
+        table.add_row(*(str(page.shown(value)) if isinstance(value, float) else str(value) for value in row))
     return table
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 
 from promptdiffuser.errors import UserError
+from promptdiffuser.reporting.evidence import columns_of
+from promptdiffuser.reporting.tables import write_tables as tables_as_files
 from promptdiffuser.statistics.intervals import Interval
 from promptdiffuser.statistics.paired import PairedDifference, adjusted, mean_return, paired_difference
 from promptdiffuser.statistics.scores import at_first_target, without_diverged
@@ -109,14 +111,10 @@ def table(
             dict(zip(CELL, cell, strict=True))
             | {
                 "seeds": own["training_seed"].nunique(),
-                "return": mean.estimate,
-                "return_low": mean.low,
-                "return_high": mean.high,
+                **columns_of("return", mean),
                 "normalised": paid["normalised"].mean(),
                 "failed_share": paid["failed_share"].mean(),
-                "difference": difference.estimate,
-                "difference_low": difference.low,
-                "difference_high": difference.high,
+                **columns_of("difference", difference),
                 "p_value": np.nan if paired is None else paired.p_value,
                 "verdict": _verdict(paired, cell[2] == reference and cell[0] == (reference_arm or cell[0])),
             }
@@ -142,10 +140,8 @@ def write_tables(folder: Path, reference: str, reference_arm: str | None = None)
     """Write table and per-task table of the benchmark in a folder as CSV and Parquet; return the files."""
     episodes = pd.read_parquet(folder / "episodes.parquet")
     costs = pd.DataFrame(json.loads((folder / "costs.json").read_text()))
-    written = []
-    for name, frame in (("table", table(episodes, costs, reference, reference_arm)), ("per_task", per_task(episodes))):
-        frame.columns = frame.columns.map(str)
-        for suffix, write in ((".csv", frame.to_csv), (".parquet", frame.to_parquet)):
-            write(folder / f"{name}{suffix}", index=False)
-            written.append(folder / f"{name}{suffix}")
-    return written
+    tables = {
+        "table": table(episodes, costs, reference, reference_arm),
+        "per_task": per_task(episodes).rename(columns=str),
+    }
+    return tables_as_files(tables, folder)

@@ -10,18 +10,17 @@ from typing import Any
 import pandas as pd
 
 from promptdiffuser.errors import UserError
-from promptdiffuser.evaluation.scores import nothing_learned, reference_scores, reference_task_returns
+from promptdiffuser.evaluation.scores import nothing_learned, reference_scores
 from promptdiffuser.reporting import page
 from promptdiffuser.reporting.benchmark import CELL, NO_PAIRS, REFERENCE, Cell, by_cell, cell_difference
-from promptdiffuser.reporting.benchmark_figures import return_by_size, return_for_cost
-from promptdiffuser.reporting.evidence import interval_of
+from promptdiffuser.reporting.evidence import floor_rows, interval_of, panel
+from promptdiffuser.reporting.figures import forest, return_by_size, value_for_cost
 from promptdiffuser.statistics.intervals import LEAST_UNITS
 from promptdiffuser.statistics.paired import adjusted
 from promptdiffuser.statistics.pareto import on_front
 from promptdiffuser.tasks.family import TaskFamily
 
-QUESTION = "Which way of making a prompt adapts the frozen policy best, at what cost, and how sure are we?"
-_DOT, _REFERENCE_DOT = "#0072b2", "#d55e00"
+_REFERENCE_COLOUR = "#d55e00"
 _NAMED = 8
 """More names than this make no sentence."""
 _VERDICTS = {
@@ -65,21 +64,39 @@ def render(
         reference: Method that the table's differences are from.
         family: Task family. Its zero-action and mean-action policies are shown beside the methods.
     """
-    named = table.assign(name=_names(table))
-    floors = reference_scores(family)
-    sentences = conclusions(table, episodes, floors)
-    sections = [page.section("conclusions", "What the numbers allow", page.listing(sentences))]
-    sizes = named.groupby("few_shot_episodes")
-    if len(sizes) > 1:
-        sections.append(_over_sizes(named, floors))
-    for size, rows in sizes:
-        sections.append(_costs(size, rows, floors))
-        sections.append(_returns(size, rows, reference, floors))
-    sections += [
-        _tasks(per_task, reference_task_returns(family)),
-        page.section("facts", "How it was measured", page.facts(facts)),
-    ]
-    return page.whole(title, QUESTION, sections)
+    tasks = [column for column in per_task if column not in CELL]
+    references = reference_scores(family)
+    floors = floor_rows(references, family, {int(task): task for task in tasks})
+    named = table.assign(name=_names(table)).set_index("name", drop=False).rename_axis("Method")
+    best = named.groupby("name")["return"].max().nlargest(_MANY_LINES).index
+    by_task = per_task.assign(mean=per_task[tasks].mean(axis=1), Method=_names(per_task)).set_index("Method")
+    return page.render(
+        "benchmark.html",
+        title=title,
+        facts=facts,
+        reference=reference,
+        conclusions=conclusions(table, episodes, references),
+        over_sizes=return_by_size(named[named["name"].isin(best)], floors["return"]),
+        drawn=len(best),
+        names=named["name"].nunique(),
+        sizes={size: _of_size_shown(rows, reference, floors) for size, rows in named.groupby("few_shot_episodes")},
+        floors=floors,
+        tasks=tasks,
+        by_task=by_task.sort_values(["few_shot_episodes", "mean"], ascending=[True, False]),
+    )
+
+
+def _of_size_shown(rows: pd.DataFrame, reference: str, floors: pd.DataFrame) -> dict[str, Any]:
+    """Return what is shown of the few-shot sets of one size: rows, figures and the names on the front."""
+    panels = {"Mean return": panel(rows, "return"), f"Minus {reference}": panel(rows, "difference")}
+    colours = dict.fromkeys(rows["name"][rows["verdict"] == REFERENCE], _REFERENCE_COLOUR)
+    axes = ("seconds of one core to adapt to all test tasks", "mean return")
+    return {
+        "rows": rows,
+        "forest": forest(panels, floors[["return"]].rename(columns={"return": "Mean return"}), colours),
+        "cost": value_for_cost(rows, "adapt_s", "return", axes, floors["return"]),
+        "front": ", ".join(rows["name"][on_front(rows, "adapt_s", "return")]),
+    }
 
 
 def conclusions(
@@ -105,7 +122,7 @@ def _of_size(rows: pd.DataFrame, cells: Mapping[Cell, pd.DataFrame]) -> Iterator
     seeds = f"{best['seeds']} seeds" if best["seeds"] > 1 else "one seed"
     yield (
         f"Of {len(rows)} methods, {best['name']} has the highest mean return: {page.number(best['return'], 1)} "
-        f"{page.bounds(interval_of(best, 'return'), 1)} over {seeds}."
+        f"{page.bounds(interval_of(best, 'return'), ',.1f')} over {seeds}."
     )
     if len(rows) > 1:
         yield _rivals(rows, cells)
@@ -177,88 +194,3 @@ def _names(rows: pd.DataFrame) -> pd.Series:
     if not several_arms:
         return rows["method"]
     return rows["arm"] + " " + rows["method"] if several_methods else rows["arm"]
-
-
-def _costs(size: Any, rows: pd.DataFrame, references: Mapping[str, Mapping[str, float]]) -> str:
-    front = rows[on_front(rows, "adapt_s", "return")]
-    alt = "Points with intervals: mean return by seconds of adapting; a line joins those that no cheaper one beats: "
-    return page.section(
-        f"cost-{size}",
-        f"Return for cost, {size} few-shot episodes",
-        page.image(return_for_cost(rows, references), alt + ", ".join(front["name"])),
-        "Left all, right the better half. Costs of training backbones and diffusers on the training tasks are not "
-        "in it: they are paid once for all target tasks.",
-    )
-
-
-def _returns(size: Any, rows: pd.DataFrame, reference: str, references: Mapping[str, Mapping[str, float]]) -> str:
-    records = rows.to_dict("records")
-    colours = [_REFERENCE_DOT if row["method"] == reference and pd.isna(row["difference"]) else _DOT for row in records]
-    pictures = page.whiskers([interval_of(row, "return") for row in records], colours)
-    lines = [
-        page.method_row(
-            row["name"],
-            colour,
-            (
-                page.estimate(interval_of(row, "return"), 1),
-                picture,
-                page.number(row["normalised"], 3),
-                "" if row["verdict"] == REFERENCE else page.estimate(interval_of(row, "difference"), 1),
-                row["verdict"],
-                page.percent(row["failed_share"]),
-                page.number(row["tunable"], 0),
-                page.number(row["updates"], 0),
-                page.number(row["episodes"], 0),
-                page.number(row["adapt_s"], 1),
-                page.number(row["memory_gib"], 2),
-            ),
-            best=number == 0,
-        )
-        for number, (row, colour, picture) in enumerate(zip(records, colours, pictures, strict=True))
-    ]
-    heads = (
-        *("Method", "Mean return", "", "Normalised", f"Minus {reference}", "Verdict", "Failed episodes"),
-        *("Numbers tuned", "Updates", "Episodes played", "Seconds", "Memory, GiB"),
-    )
-    empty = [""] * (len(heads) - 4)
-    lines += page.floor_rows(
-        lambda policy: (
-            page.number(references[policy]["mean"], 1),
-            "",
-            page.number(references[policy]["normalised"], 3),
-            *empty,
-        )
-    )
-    return page.section(
-        f"returns-{size}",
-        f"Returns and costs, {size} few-shot episodes, one backbone",
-        page.table("Returns and costs", heads, lines),
-        "95\u00a0% intervals of Student over seeds (few-shot draw, trainings and start states; the backbone is one for "
-        "all); – means fewer than three. Differences compare equal seeds. Numbers, updates and episodes are of one "
-        "task, seconds of one core of all test tasks; memory is that of the process.",
-    )
-
-
-def _tasks(per_task: pd.DataFrame, references: Mapping[str, Mapping[int, float]]) -> str:
-    tasks = [column for column in per_task if column not in CELL]
-    named = per_task.assign(name=_names(per_task), mean=per_task[tasks].mean(axis=1))
-    ordered = named.sort_values(["few_shot_episodes", "mean"], ascending=[True, False])
-    rows = [
-        page.row(page.text(row["name"]), (row["few_shot_episodes"], *(page.number(row[task], 1) for task in tasks)))
-        for row in ordered.to_dict("records")
-    ]
-    rows += page.floor_rows(lambda policy: ("", *(page.number(references[policy][int(task)], 1) for task in tasks)))
-    heads = ("Method", "Few-shot episodes", *(f"Task {task}" for task in tasks))
-    return page.section("tasks", "Mean return by task", page.table("Mean return by task", heads, rows))
-
-
-def _over_sizes(rows: pd.DataFrame, references: Mapping[str, Mapping[str, float]]) -> str:
-    best = rows.groupby("name")["return"].max().nlargest(_MANY_LINES).index
-    figure = return_by_size(rows[rows["name"].isin(best)], references)
-    note = f"The best {_MANY_LINES} of {rows['name'].nunique()}." if rows["name"].nunique() > _MANY_LINES else ""
-    return page.section(
-        "sizes",
-        "Return by size of the few-shot set",
-        page.image(figure, "Lines: mean return by number of few-shot episodes, with intervals"),
-        note,
-    )

@@ -12,9 +12,9 @@ import pandas as pd
 
 from promptdiffuser.errors import UserError
 from promptdiffuser.reporting import page
-from promptdiffuser.reporting.evidence import columns_of
+from promptdiffuser.reporting.evidence import columns_of, columns_of_pair
 from promptdiffuser.reporting.groups import Side, find_sides
-from promptdiffuser.reporting.verdicts import SHORT_UNITS, counted, verdict
+from promptdiffuser.reporting.verdicts import verdict
 from promptdiffuser.statistics.aggregates import probability_of_improvement
 from promptdiffuser.statistics.intervals import Interval
 from promptdiffuser.statistics.paired import PairedDifference, adjusted, mean_return, paired_difference
@@ -94,23 +94,8 @@ class Comparison:
                     "method": pair.method,
                     "reference": pair.reference.name,
                     "reference_method": pair.reference_method,
-                    "difference": pair.difference.on_these_tasks.estimate,
-                    "low": pair.difference.on_these_tasks.low,
-                    "high": pair.difference.on_these_tasks.high,
-                    "low_on_tasks_like_these": pair.difference.on_tasks_like_these.low,
-                    "high_on_tasks_like_these": pair.difference.on_tasks_like_these.high,
-                    "tasks_better": pair.difference.tasks_better,
-                    "tasks": pair.difference.num_tasks,
-                    "probability_of_improvement": pair.chance.estimate,
-                    "probability_low": pair.chance.low,
-                    "probability_high": pair.chance.high,
-                    "units": pair.difference.units,
-                    "over": counted(pair.difference.level, pair.difference.units, SHORT_UNITS),
-                    "trainings": pair.difference.trainings,
-                    "p_value": pair.difference.p_value,
-                    "pairs": pair.difference.pairs,
-                    "unpaired": pair.difference.unpaired,
-                    "verdict": pair.difference.verdict,
+                    **columns_of_pair(pair.difference),
+                    **columns_of("probability_of_improvement", pair.chance),
                 }
                 for pair in self.pairs
             ]

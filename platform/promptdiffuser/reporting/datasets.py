@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from promptdiffuser.data.manifest import FileRecord, Manifest, TaskRecord
 from promptdiffuser.data.store import Dataset
+from promptdiffuser.reporting.figures import ACCENT, INK, QUIET_INK, outer_legend, panel_grid, style_axes
 from promptdiffuser.statistics.scores import normalise
 from promptdiffuser.tasks.experts import QUALITIES, Quality
 from promptdiffuser.tasks.families.meta_world import NUM_GOALS
@@ -21,14 +21,12 @@ from promptdiffuser.tasks.family import TaskFamily
 MAX_LINES = 60
 """Tables with more lines than this show classes of tasks instead of tasks."""
 
-_INK, _QUIET_INK, _GRID = "#1f2933", "#616e7c", "#e4e7eb"
-_BARS = "#0072b2"
 RANDOM, EXPERT = "mean of random actions", "mean of the expert"
 _REFERENCES: dict[str, dict[str, Any]] = {
-    RANDOM: {"color": "#1f2933", "linewidth": 1.4, "linestyle": ":"},
+    RANDOM: {"color": INK, "linewidth": 1.4, "linestyle": ":"},
     EXPERT: {"color": "#d55e00", "linewidth": 1.4, "linestyle": "--"},
 }
-_WIDTH_INCHES, _COLUMNS, _BINS = 9.6, 5, 20
+_BINS = 20
 
 
 @dataclass(frozen=True)
@@ -94,32 +92,18 @@ def histograms(dataset: Dataset, quality: Quality) -> Figure:
         name = f"{task}: {family.label(task)}" if by_task else class_of(family, task)
         returns.setdefault(name, []).append(part.returns)
         members.setdefault(name, set()).add(task)
-    columns = min(_COLUMNS, len(returns))
-    rows = ceil(len(returns) / columns)
-    width = _WIDTH_INCHES if columns > 2 else _WIDTH_INCHES / 2
-    figure = Figure(figsize=(width, 1.6 * rows + 0.8), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, (name, values) in zip(grid, returns.items(), strict=False):
+    figure, grid = panel_grid(len(returns), 4, 1.9)
+    for axes, (name, values) in zip(grid, returns.items(), strict=True):
         records = [manifest.tasks[task] for task in members[name]]
         references = {
             RANDOM: float(np.mean([record.random_return for record in records])),
             EXPERT: float(np.mean([record.expert_return for record in records])),
         }
         _draw(axes, name, np.concatenate(values), references)
-    for axes in grid[len(returns) :]:
-        axes.set_axis_off()
-    figure.suptitle(
-        f"{manifest.family}, quality {quality}: returns of the episodes", x=0.01, ha="left", fontsize=10, color=_INK
-    )
-    figure.supxlabel("return", fontsize=8, color=_QUIET_INK)
-    figure.supylabel("episodes", fontsize=8, color=_QUIET_INK)
-    figure.legend(
-        handles=[Line2D([], [], label=name, **style) for name, style in _REFERENCES.items()],
-        loc="outside upper right",
-        ncols=2,
-        frameon=False,
-        fontsize=8,
-    )
+    figure.supxlabel("return", fontsize=8, color=QUIET_INK)
+    figure.supylabel("episodes", fontsize=8, color=QUIET_INK)
+    title = f"{manifest.family}, quality {quality}: returns of the episodes"
+    outer_legend(figure, [Line2D([], [], label=name, **style) for name, style in _REFERENCES.items()], title)
     return figure
 
 
@@ -129,20 +113,15 @@ def _draw(axes: Axes, title: str, values: NDArray[np.float64], references: Mappi
     # Equal returns, as scripts without a random start give, still need a bar that can be seen.
     margin = max((high - low) * 0.1, abs(low) * 0.01, 1e-3)
     limits = (low - margin, high + margin)
-    axes.hist(values, bins=_BINS, range=limits, color=_BARS)
+    axes.hist(values, bins=_BINS, range=limits, color=ACCENT)
     for name, value in references.items():
         if limits[0] <= value <= limits[1]:
             axes.axvline(value, **_REFERENCES[name])
     score = normalise(values.mean(), references[RANDOM], references[EXPERT])
-    axes.set_title(f"{title}\nmean {values.mean():.4g}, normalised {score:.2f}", loc="left", fontsize=7.5, color=_INK)
+    style_axes(axes, f"{title}\nmean {values.mean():.4g}, normalised {score:.2f}")
     axes.set_xlim(*limits)
     axes.locator_params(axis="x", nbins=3)
     axes.locator_params(axis="y", nbins=3, integer=True)
-    axes.grid(True, color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_GRID)
-    axes.tick_params(which="both", colors=_QUIET_INK, labelsize=7, length=0)
 
 
 def _line(label: str, records: list[FileRecord], references: Mapping[int, TaskRecord]) -> Line:

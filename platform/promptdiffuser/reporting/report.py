@@ -5,46 +5,43 @@ python analysis/report.py --experiment quickstart --output report.html
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import nan
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from mlflow.entities import Run
 
 from promptdiffuser.errors import UserError
-from promptdiffuser.evaluation.scores import nothing_learned, reference_task_returns
+from promptdiffuser.evaluation.scores import nothing_learned
 from promptdiffuser.paths import local_path
 from promptdiffuser.reporting import page
-from promptdiffuser.reporting.diagnostics import inside_sections, inside_table
+from promptdiffuser.reporting.diagnostics import inside_table, shown_inside
 from promptdiffuser.reporting.evidence import (
     BASELINE,
+    best_scores,
     differences,
-    differences_section,
     evidence,
-    scores_section,
-    variance_section,
+    floor_rows,
+    interval_of,
+    returns_forest,
+    shown_differences,
+    shown_variance,
 )
 from promptdiffuser.reporting.figures import (
     learning_curves,
-    method_colours,
     method_label,
     method_order,
+    performance_profiles,
     prompt_plane,
-    returns_per_task,
+    task_label,
 )
 from promptdiffuser.reporting.mlflow_reader import PARENT_STAGE, ExperimentResults, load_experiment, scored_episodes
 from promptdiffuser.reporting.tables import write_tables
 from promptdiffuser.reporting.verdicts import verdict
-from promptdiffuser.statistics.intervals import Interval
 from promptdiffuser.statistics.scores import at_first_target
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tracking.store import flatten, resolve_uri
 
-QUESTION = (
-    "On tasks never seen in training, which way of making a prompt adapts the frozen policy best, at what cost, "
-    "and how sure are we?"
-)
 FEW_TASKS = 6
 """Below this number even a method that wins on every task does not pass a sign test at 5 %."""
 
@@ -59,7 +56,7 @@ def write_report(uri: str, experiment_name: str, path: Path, parent_run_id: str 
     text = render(results, tables)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
-    write_tables({name: table for name, table in tables.items() if not isinstance(table, str)}, path.with_suffix(""))
+    write_tables(tables, path.with_suffix(""))
     return path
 
 
@@ -83,71 +80,52 @@ def report_tables(results: ExperimentResults) -> dict[str, pd.DataFrame | str]:
 
 def render(results: ExperimentResults, tables: Mapping[str, pd.DataFrame | str]) -> str:
     """Return the page as HTML text, with what `report_tables` computed."""
-    summary = results.summary
-    labels = summary["tasks"]
-    episodes = scored_episodes(results)
-    references = reference_task_returns(get_family(summary["family"]))
-    sections = [
-        page.section("conclusions", "What the numbers allow", page.listing(conclusions(results))),
-        page.section("methods", "Methods compared", _method_table(summary)),
-        scores_section(tables["scores"], episodes, summary["references"]),
-        differences_section(tables["differences"]),
-        page.section("tasks", "Mean return by task", _task_table(summary, references)),
-        page.section(
-            "returns",
-            "Returns and their intervals",
-            page.image(
-                returns_per_task(episodes, labels, references),
-                "Points and bars: mean return of each method on each test task and its 95 % interval",
-            ),
-            "Bars are 95\u00a0% intervals of Student over the different prompts of a task (its initial states where it "
-            "has one prompt); a point without a bar has fewer than three. Horizontal lines are policies that ignore "
-            "their observations: a method below them has not been shown to learn anything.",
-        ),
-        variance_section(tables["variance"]),
-        page.section(
-            "prompts",
-            "Prompts of the methods against the expert's",
-            page.image(
-                prompt_plane(results.prompts, labels),
-                "Points: each method's prompts over the expert's, in the plane of two principal components, by task",
-            ),
-            "Principal components of the expert prompts alone: segments of expert data of the same tasks, normalised "
-            "as the policy sees them. A method whose points leave the expert's writes prompts that no expert made.",
-        ),
-        *inside_sections(results.inside),
-        page.section(
-            "training", "Training", page.image(learning_curves(results.metrics), "Curves: metrics of training by step")
-        ),
-        page.section("provenance", "Provenance", _provenance(results)),
-    ]
-    title = f"{results.name}: {summary['family']}, {len(summary['test_tasks'])} test tasks"
-    return page.whole(title, QUESTION, sections)
+    summary, episodes = results.summary, scored_episodes(results)
+    scores, differing, variance = (tables[name] for name in ("scores", "differences", "variance"))
+    known_scores = None if isinstance(scores, str) else scores
+    methods, tasks = _methods(summary), tables["tasks"]
+    assert isinstance(tasks, pd.DataFrame)
+    titles = {int(task): task_label(task, summary["tasks"]) for task in summary["test_tasks"]}
+    floors = floor_rows(summary["references"], get_family(summary["family"]), titles)
+    return page.render(
+        "report.html",
+        title=f"{results.name}: {summary['family']}, {len(summary['test_tasks'])} test tasks",
+        conclusions=conclusions(results),
+        verdicts=verdicts(episodes),
+        methods=methods,
+        floors=floors,
+        tasks=tasks.rename(columns={f"task {task}": title for task, title in titles.items()}).loc[methods.index],
+        forest=returns_forest(methods, known_scores, episodes, titles, floors),
+        baseline=method_label(BASELINE),
+        scores=scores,
+        profiles=None
+        if known_scores is None
+        else performance_profiles(best_scores(episodes, known_scores), floors["normalised"]),
+        differences=differing if isinstance(differing, str) else shown_differences(differing),
+        variance=variance if isinstance(variance, str) else shown_variance(variance),
+        plane=prompt_plane(results.prompts, summary["tasks"]),
+        inside=shown_inside(tables["inside"]) if "inside" in tables else {},
+        curves=learning_curves(results.metrics),
+        **_provenance(results),
+    )
 
 
 def conclusions(results: ExperimentResults) -> list[str]:
     """Return sentences computed from the numbers: what they show, and where they stop."""
     methods: dict[str, Any] = results.summary["methods"]
-    ranked = sorted(methods, key=lambda name: page.rank(methods[name]["mean"]), reverse=True)
-    best = ranked[0]
+    returns = _methods(results.summary)
+    best = returns["return"].reindex(list(methods)).fillna(-inf).idxmax()
     num_tasks = len(results.summary["test_tasks"])
     caution = results.summary["caution"]
     sentences = ([caution] if caution else []) + [
         f"{method_label(best)} has the highest mean return: {page.number(methods[best]['mean'])} "
-        f"{page.bounds(_interval(methods[best]))} over {num_tasks} test tasks; adapting takes it "
+        f"{page.bounds(interval_of(returns.loc[best], 'return'))} over {num_tasks} test tasks; adapting takes it "
         f"{page.number(methods[best].get('seconds_adapt'))} s and "
-        f"{page.count(methods[best].get('tunable_parameters'))} tunable parameters."
+        f"{page.number(methods[best].get('tunable_parameters'), 0)} tunable parameters."
     ]
     labelled = {method_label(method): result for method, result in methods.items()}
     sentences += nothing_learned(labelled, results.summary["references"])
     episodes = scored_episodes(results)
-    try:
-        sentences += [
-            f"On the same episodes, {verdict(paired, method_label(method), method_label(BASELINE))}."
-            for method, paired in differences(episodes).items()
-        ]
-    except UserError as error:
-        sentences.append(f"Methods are not compared on the same episodes: {error}.")
     compared = len(at_first_target(results.episodes))
     if left_out := compared - len(episodes):
         sentences.append(
@@ -167,101 +145,53 @@ def conclusions(results: ExperimentResults) -> list[str]:
     return sentences
 
 
-def _interval(row: Mapping[str, Any]) -> Interval:
-    """Return a method's mean return as its summary has it; bounds that are not known are null there."""
-    return Interval(*(nan if row[name] is None else row[name] for name in ("mean", "ci_low", "ci_high")))
-
-
-def _method_table(summary: Mapping[str, Any]) -> str:
-    methods: dict[str, Any] = summary["methods"]
-    order = method_order(list(methods))
-    colours = method_colours(order)
-    best = max(order, key=lambda name: page.rank(methods[name]["mean"]))
-    intervals = [_interval(methods[name]) for name in order]
-    pictures = page.whiskers(intervals, [colours[name] for name in order])
-    rows = []
-    for name, interval, picture in zip(order, intervals, pictures, strict=True):
-        row = methods[name]
-        cells = (
-            page.estimate(interval),
-            picture,
-            page.number(row["normalised"]),
-            page.percent(row["success"] if summary["has_success"] else row["failed_share"]),
-            page.number(row["seconds_adapt"]),
-            page.count(row["tunable_parameters"]),
-        )
-        rows.append(page.method_row(name, colours[name], cells, best=name == best))
-    references = summary["references"]
-    rows += page.floor_rows(
-        lambda policy: (
-            page.number(references[policy]["mean"]),
-            "",
-            page.number(references[policy]["normalised"]),
-            *[""] * 3,
-        )
-    )
-    heads = (
-        "Method",
-        "Mean return, 95\u00a0% interval",
-        "",
-        "Normalised",
-        "Solved" if summary["has_success"] else "Failed",
-        "Adapt,\u00a0s",
-        "Tunable parameters",
-    )
-    return page.table("Methods", heads, rows)
-
-
-def _task_table(summary: Mapping[str, Any], references: Mapping[str, Mapping[int, float]]) -> str:
-    methods: dict[str, Any] = summary["methods"]
-    order = method_order(list(methods))
-    colours = method_colours(order)
-    tasks = [str(task) for task in summary["test_tasks"]]
-    best = {task: max(order, key=lambda name: page.rank(methods[name]["per_task"].get(task))) for task in tasks}
-    rows = []
-    for name in order:
-        cells = [
-            f"<strong>{number}</strong>" if best[task] == name else number
-            for task in tasks
-            for number in [page.number(methods[name]["per_task"].get(task))]
+def verdicts(episodes: pd.DataFrame) -> list[str]:
+    """Return one sentence per method: what its difference from the baseline allows to say."""
+    try:
+        return [
+            f"On the same episodes, {verdict(paired, method_label(method), method_label(BASELINE))}."
+            for method, paired in differences(episodes).items()
         ]
-        rows.append(page.method_row(name, colours[name], cells))
-    rows += page.floor_rows(lambda policy: [page.number(references[policy][int(task)]) for task in tasks])
-    labels = summary["tasks"]
-    heads = [f"Task {task}, {labels[task]}" if task in labels else f"Task {task}" for task in tasks]
-    return page.table("Mean return by task", ("Method", *heads), rows)
+    except UserError as error:
+        return [f"Methods are not compared on the same episodes: {error}."]
 
 
-def _provenance(results: ExperimentResults) -> str:
+def _methods(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the results of the methods in the order in which they are shown."""
+    methods = pd.DataFrame.from_dict(summary["methods"], orient="index")
+    named = {"mean": "return", "ci_low": "return_low", "ci_high": "return_high"}
+    dropped = "failed_share" if summary["has_success"] else "success"
+    numbers = methods.drop(columns=["per_task", dropped]).rename(columns=named)
+    return numbers.astype(dict.fromkeys(named.values(), "float64")).loc[method_order(list(methods.index))]
+
+
+def _provenance(results: ExperimentResults) -> dict[str, Any]:
     summary, parent = results.summary, results.parent
-    facts = {
-        "command": summary["command"],
-        "seed": summary["seed"],
-        "dataset digest": summary["dataset_digest"],
-        "test tasks": ", ".join(map(str, summary["test_tasks"])),
-        **{f"protocol: {key}": value for key, value in flatten(summary["protocol"])},
-        "MLflow run": parent.info.run_id,
-        "MLflow's pages": page.server(results.uri),
-        "started": page.when(parent.info.start_time),
-    }
     tags = {key: value for key, value in parent.data.tags.items() if not key.startswith("mlflow.")}
-    stages = {PARENT_STAGE: [parent], **results.stages}
-    runs = [_run_row(results.uri, stage, run) for stage, stage_runs in stages.items() for run in stage_runs]
-    return (
-        page.facts(facts)
-        + "<details open><summary>Stages</summary>"
-        + page.table("Stages", ("Stage", "Run", "Status", "Started", "Seconds"), runs)
-        + "</details><details><summary>All parameters and versions</summary>"
-        + page.facts({**dict(sorted(parent.data.params.items())), **dict(sorted(tags.items()))})
-        + "</details>"
-    )
-
-
-def _run_row(uri: str, stage: str, run: Run) -> str:
-    info = run.info
-    seconds = None if info.end_time is None else (info.end_time - info.start_time) / 1000
-    cells = (page.text(info.status), page.when(info.start_time), page.number(seconds, 0))
-    return page.row(page.text(stage), (page.run_link(uri, run, info.run_name), *cells))
+    runs = [(stage, run) for stage, runs in {PARENT_STAGE: [parent], **results.stages}.items() for run in runs]
+    return {
+        "provenance": {
+            "command": summary["command"],
+            "seed": summary["seed"],
+            "dataset digest": summary["dataset_digest"],
+            "test tasks": ", ".join(map(str, summary["test_tasks"])),
+            **{f"protocol: {key}": value for key, value in flatten(summary["protocol"])},
+            "MLflow run": parent.info.run_id,
+            "MLflow's pages": page.server(results.uri),
+            "started": page.when(parent.info.start_time),
+        },
+        "settings": {**dict(sorted(parent.data.params.items())), **dict(sorted(tags.items()))},
+        "stages": pd.DataFrame(
+            {
+                "Stage": [stage for stage, _ in runs],
+                "Status": [run.info.status for _, run in runs],
+                "Started": [page.when(run.info.start_time) for _, run in runs],
+                "Seconds": [((run.info.end_time or nan) - run.info.start_time) / 1000 for _, run in runs],
+            },
+            index=pd.Index([run.info.run_name for _, run in runs], name="Run"),
+        ),
+        "run_links": [page.run_address(results.uri, run.info.experiment_id, run.info.run_id) for _, run in runs],
+    }
 
 
 @dataclass(frozen=True)

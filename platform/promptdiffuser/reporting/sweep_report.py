@@ -22,16 +22,15 @@ from mlflow.exceptions import MlflowException
 from promptdiffuser.errors import UserError
 from promptdiffuser.paths import local_path
 from promptdiffuser.reporting import page
+from promptdiffuser.reporting.evidence import interval_of
+from promptdiffuser.reporting.figures import heat_map, importance_bars, parallel_coordinates, value_for_cost
 from promptdiffuser.reporting.importance import field_importance
-from promptdiffuser.reporting.sweep_figures import cost_front, heat_map, importance_bars, parallel_coordinates
 from promptdiffuser.reporting.tables import write_tables
-from promptdiffuser.statistics.intervals import Interval
 from promptdiffuser.statistics.pareto import on_front
 from promptdiffuser.tracking.store import connect, resolve_uri
 
 RESULTS, CONFIRMED = "results.parquet", "confirmed.json"
 _NO_FIELDS = ("trial", "state", "run")
-QUESTION = "Which configuration is best on the validation tasks, which fields matter, and what does it cost?"
 _MOST_LEVELS = 10
 """A numeric field with more values than this is shown in bins."""
 _BINS = 6
@@ -145,7 +144,7 @@ def write_sweep_report(sweep: SweepTrials, uri: str, choice: Arguments) -> Path:
     """
     output, tables = local_path(choice.output), sweep_tables(sweep, choice)
     text = render(sweep, tables, uri, choice)
-    write_tables({name: table for name, table in tables.items() if not isinstance(table, str)}, output)
+    write_tables(tables, output)
     path = output / "index.html"
     path.write_text(text, encoding="utf-8")
     return path
@@ -182,35 +181,28 @@ def render(sweep: SweepTrials, tables: dict[str, pd.DataFrame | str], uri: str, 
     """Return the page as HTML text, with what `sweep_tables` computed."""
     trials, objective, cost = tables["trials"], choice.objective, choice.cost
     assert isinstance(trials, pd.DataFrame)
-    sections = [page.section("conclusions", "What the numbers allow", page.listing(conclusions(sweep, objective)))]
-    if isinstance(heat := tables.get("heat"), pd.DataFrame):
-        figure = heat_map(heat, objective)
-        title = f"{heat.index.name} × {heat.columns.name}"
-        alt = f"Heat map: mean {objective} of the trials by {heat.index.name} (rows) and {heat.columns.name} (columns)"
-        note = "Mean over the trials of a cell, at the last score of each; a trial stopped early was trained for less."
-        sections.append(page.section("heat", title, page.image(figure, alt) + _heat_html(heat), note))
-    sections += [
-        page.section("importance", "Which fields matter", *_importance_html(tables["importance"])),
-        page.section(
-            "parallel",
-            "Every trial",
-            page.image(
-                parallel_coordinates(trials, sweep.fields, objective),
-                f"Parallel coordinates: a line for each trial through its fields to {objective}",
-            ),
-            "Solid lines were trained to their end, dashed ones stopped early.",
+    heat, importance = tables.get("heat"), tables["importance"]
+    measures = [name for name in trials.columns if "/" in name and "task-" not in name]
+    shown = [*sweep.fields, *(name for name in measures if not name.endswith(("_low", "_high"))), "state"]
+    linked = sweep.experiment_id and "run" in trials
+    return page.render(
+        "sweep.html",
+        title=f"Sweep {sweep.name}: {len(trials)} trials",
+        objective=objective,
+        cost=cost,
+        conclusions=conclusions(sweep, objective),
+        heat=heat,
+        heat_map=heat_map(heat, objective) if isinstance(heat, pd.DataFrame) else None,
+        importance=importance,
+        importance_bars=importance_bars(importance) if isinstance(importance, pd.DataFrame) else None,
+        parallel=parallel_coordinates(trials, sweep.fields, objective),
+        front=value_for_cost(
+            trials.assign(name=trials["trial"], faint=trials["state"] != "finished"), cost, objective, (cost, objective)
         ),
-        page.section(
-            "front",
-            "Return for cost",
-            page.image(
-                cost_front(trials, cost, objective),
-                f"Points: {objective} of each trial by {cost}; a line joins those that no cheaper trial beats",
-            ),
-        ),
-        page.section("trials", "Trials, best first", _trials_html(sweep, trials, uri)),
-    ]
-    return page.whole(f"Sweep {sweep.name}: {len(trials)} trials", QUESTION, sections)
+        trials=trials.set_index("trial").rename_axis("Trial"),
+        columns=[(name, name, "") for name in shown],
+        run_links=[page.run_address(uri, sweep.experiment_id, run) for run in trials["run"]] if linked else [],
+    )
 
 
 def conclusions(sweep: SweepTrials, objective: str) -> list[str]:
@@ -250,42 +242,7 @@ def _highest(bounds: "pd.Series[float]") -> str:
 
 
 def _bounds(trial: Mapping[str, Any] | pd.Series, objective: str) -> str:
-    if f"{objective}_low" not in trial:
-        return ""
-    return f" {page.bounds(Interval(trial[objective], trial[f'{objective}_low'], trial[f'{objective}_high']))}"
-
-
-def _heat_html(heat: pd.DataFrame) -> str:
-    rows = [page.row(page.text(name), map(page.cell, values)) for name, values in heat.T.items()]
-    return page.table("Heat map", (f"{heat.index.name} by {heat.columns.name}", *map(str, heat.columns)), rows)
-
-
-def _importance_html(importance: pd.DataFrame | str) -> tuple[str, str]:
-    if isinstance(importance, str):
-        return page.caption(importance), ""
-    rows = [
-        page.row(page.text(row.Index), (page.percent(row.alone), page.percent(row.total)))
-        for row in importance.itertuples()
-    ]
-    note = (
-        "Shares of the variance of what a random forest predicts (Sobol's first-order and total indices). It "
-        f"explains {page.percent(importance.attrs['explained'], 0)} of the variance of trials it has not seen; near "
-        "0\u00a0% these shares mean nothing. Trials stopped early count with their last score."
-    )
-    alt = "Bars: share of variance of each field, alone and with interactions"
-    figure = page.image(importance_bars(importance), alt)
-    return figure + page.table("Importance", ("Field", "Alone", "With interactions"), rows), note
-
-
-def _trials_html(sweep: SweepTrials, trials: pd.DataFrame, uri: str) -> str:
-    shown = [*sweep.fields, *(name for name in trials.columns if "/" in name and "task-" not in name), "state"]
-    rows = []
-    for trial in trials.to_dict("records"):
-        heading = page.text(trial["trial"])
-        if sweep.experiment_id and trial.get("run"):
-            heading = page.link(page.run_address(uri, sweep.experiment_id, trial["run"]), trial["trial"])
-        rows.append(page.row(heading, (page.cell(trial[name]) for name in shown)))
-    return page.table("Trials", ("Trial", *shown), rows)
+    return f" {page.bounds(interval_of(trial, objective))}" if f"{objective}_low" in trial else ""
 
 
 def run(job: Arguments) -> None:

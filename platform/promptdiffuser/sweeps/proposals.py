@@ -55,7 +55,7 @@ class Proposer:
     def __post_init__(self) -> None:
         """Refuse, before anything starts, a search that cannot work."""
         if self.search in ("tpe", "nsga2"):
-            _optuna(self.search)
+            load_optuna(f"search {self.search}")
 
     def propose(self, known: Sequence[Known]) -> Proposal | None:
         """Return the point of trial number `len(known)`, or None when the space holds no further one."""
@@ -77,7 +77,7 @@ class Proposer:
 
     def _by_optuna(self, known: Sequence[Known]) -> Proposal:
         """Ask a fresh study that is told of the earlier trials in their order."""
-        optuna, seed = _optuna(self.search), seed_at(self.seed, "sweep", len(known)) % 2**32
+        optuna, seed = load_optuna(f"search {self.search}"), seed_at(self.seed, "sweep", len(known)) % 2**32
         sampler = (
             optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.population)
             if self.search == "tpe"
@@ -93,11 +93,12 @@ class Proposer:
         return Proposal(point, dict(study.trials[-1].system_attrs))
 
 
-def _optuna(search: str) -> ModuleType:
+def load_optuna(purpose: str) -> ModuleType:
+    """Return Optuna, which an extra installs; raises `UserError` that names the purpose and the extra without it."""
     try:
         import optuna
     except ImportError as error:
-        raise UserError(f"search {search} needs optuna; install it by pip install 'promptdiffuser[search]'") from error
+        raise UserError(f"{purpose} needs optuna; install it by pip install 'promptdiffuser[search]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
