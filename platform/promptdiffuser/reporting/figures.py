@@ -30,7 +30,7 @@ METHOD_COLOURS = {
 }
 """In the order in which these methods come first everywhere."""
 FLOOR_LABELS = {"zero-action": "Zero actions", "mean-action": "Mean action of the training data"}
-"""Policies that ignore their observations. Every figure shows them: a method below them has not been shown to learn."""
+"""Policies that ignore their observations. Figures show them: a method below them has not been shown to learn."""
 FLOOR_STYLES: dict[str, Literal[":", "--"]] = {"zero-action": ":", "mean-action": "--"}
 METHOD_LABELS = {
     "prompt-dt": "Prompt-DT",
@@ -102,7 +102,8 @@ def forest(panels: Mapping[str, pd.DataFrame], floors: pd.DataFrame, colours: Ma
         axes.set_yticks(range(len(names)), [method_label(name) for name in names])
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.locator_params(axis="x", nbins=4)
-    outer_legend(figure, [line for line in grid[0].lines if line.get_label() in FLOOR_LABELS.values()])
+    lines = {line.get_label(): line for axes in grid for line in axes.lines}
+    outer_legend(figure, [lines[label] for label in FLOOR_LABELS.values() if label in lines])
     return figure
 
 
@@ -393,17 +394,12 @@ def _line_styles(names: Sequence[Any]) -> dict[Any, dict[str, Any]]:
 def _draw_floors(axes: Axes, levels: "pd.Series[float]", vertical: bool = False) -> None:
     """Draw a line at the level of each policy that ignores its observations.
 
-    Axes grow by no more than their own length for it: a line further away is left out rather than that everything else
-    lies close together.
+    A policy so far below everything else that the axis would more than double in length is left out.
     """
-    draw, limits, set_limits = (
-        (axes.axvline, axes.get_xlim, axes.set_xlim) if vertical else (axes.axhline, axes.get_ylim, axes.set_ylim)
-    )
-    low, high = limits()
-    for policy, level in levels.items():
-        draw(level, color=QUIET_INK, linestyle=FLOOR_STYLES[policy], linewidth=1.1, label=FLOOR_LABELS[policy])
-    new_low, new_high = limits()
-    set_limits(max(new_low, 2 * low - high), min(new_high, 2 * high - low))
+    draw, low, high = (axes.axvline, *axes.get_xlim()) if vertical else (axes.axhline, *axes.get_ylim())
+    for policy, level in levels[levels > 2 * low - high].items():
+        look: dict[str, Any] = {"color": QUIET_INK, "linestyle": FLOOR_STYLES[str(policy)], "linewidth": 1.1}
+        draw(level, label=FLOOR_LABELS[str(policy)], **look)
 
 
 def panel_grid(panels: int, columns: int, height: float, **shared: Any) -> tuple[Figure, list[Axes]]:
@@ -418,9 +414,10 @@ def panel_grid(panels: int, columns: int, height: float, **shared: Any) -> tuple
 
 
 def outer_legend(figure: Figure, handles: Sequence[Any], title: str | None = None) -> None:
-    """Put a legend above all panels."""
+    """Put a legend above all panels, if there is anything to explain."""
     look: dict[str, Any] = {"frameon": False, "fontsize": 9, "handletextpad": 0.4, "alignment": "left"}
-    figure.legend(handles=handles, loc="outside upper left", ncols=min(4, len(handles)), title=title, **look)
+    if handles:
+        figure.legend(handles=handles, loc="outside upper left", ncols=min(4, len(handles)), title=title, **look)
 
 
 def style_axes(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
