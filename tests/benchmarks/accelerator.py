@@ -17,7 +17,7 @@ from promptdiffuser.data.normaliser import Normaliser
 from promptdiffuser.models.backbone import BackboneConfig
 from promptdiffuser.tasks import get_family
 from promptdiffuser.training.backbone_objective import BackboneLossConfig
-from promptdiffuser.training.engine import Engine, OptimisationConfig, alone
+from promptdiffuser.training.engine import Engine, OptimisationConfig, identity_reduce
 from promptdiffuser.training.precision import PRECISIONS, best_precision
 from promptdiffuser.training.trainings import BackboneTraining, make_resident
 from tests.benchmarks.entry import Value
@@ -78,7 +78,7 @@ def _engine(config: BackboneConfig, batch: int, device: torch.device) -> Engine:
         dataset_digest="random numbers",
     )
     task = training.learning_task(*make_resident(training, episodes, device), device)
-    return Engine(task, training.optimisation, alone)
+    return Engine(task, training.optimisation, identity_reduce)
 
 
 def _product_rate(device: torch.device) -> float:

@@ -28,7 +28,7 @@ from promptdiffuser.tasks import get_family
 from promptdiffuser.tasks.experts import RandomPolicy
 from promptdiffuser.tracking.store import prepare
 from promptdiffuser.training.backbone_objective import BackboneLossConfig
-from promptdiffuser.training.engine import Engine, OptimisationConfig, alone
+from promptdiffuser.training.engine import Engine, OptimisationConfig, identity_reduce
 from promptdiffuser.training.precision import Precision
 from promptdiffuser.training.trainings import BackboneTraining, make_resident, train
 from tests.benchmarks.entry import INFIX, Ratio, Value, cpu_formats
@@ -130,7 +130,7 @@ def _prepare(kind: str, best: Precision, training: BackboneTraining, dataset: Da
     else:
         loss = BackboneLossConfig(BATCH, precision="fp32" if kind == "fp32" else best, compile=kind == "compiled")
         task = replace(training, loss=loss).learning_task(resident, pool, CPU)
-        _advance = Engine(task, training.optimisation, alone).advance
+        _advance = Engine(task, training.optimisation, identity_reduce).advance
 
     def build_batch() -> None:
         step = next(steps)

@@ -23,7 +23,7 @@ from promptdiffuser.data.windows import PromptPool, WindowSource
 from promptdiffuser.distributed import training as ray_training
 from promptdiffuser.distributed.datasets import EPISODES, POOL, ShardByEpisode, resident_shard, training_datasets
 from promptdiffuser.distributed.rollouts import RolloutPool
-from promptdiffuser.distributed.training import TrainJob, train_apart, train_on_cluster
+from promptdiffuser.distributed.training import TrainJob, train_many, train_on_cluster
 from promptdiffuser.distributed.validation import Validation
 from promptdiffuser.errors import UserError
 from promptdiffuser.experiment import ClusterConfig
@@ -31,7 +31,7 @@ from promptdiffuser.rollout.protocol import ProtocolConfig
 from promptdiffuser.tracking.store import prepare
 from promptdiffuser.training.backbone_objective import BackboneLearning
 from promptdiffuser.training.checkpoint import load_checkpoint
-from promptdiffuser.training.engine import NonFiniteGradientError, Share
+from promptdiffuser.training.engine import LocalGradients, NonFiniteGradientError
 from promptdiffuser.training.trainings import BackboneTraining, make_resident, train
 from tests.distributed.small_training import TASKS, settings_of, small_training
 
@@ -139,7 +139,7 @@ class FatefulTraining(BackboneTraining):
         task.share = lambda parameters, step: self.at_update(step, share(parameters, step))
         return task
 
-    def at_update(self, step: int, share: Share) -> Share:
+    def at_update(self, step: int, share: LocalGradients) -> LocalGradients:
         return share
 
 
@@ -152,7 +152,7 @@ def die() -> NoReturn:
 class DyingTraining(FatefulTraining):
     """Its worker is killed between two checkpoints, while it writes one, before it reports it, and after it has."""
 
-    def at_update(self, step: int, share: Share) -> Share:
+    def at_update(self, step: int, share: LocalGradients) -> LocalGradients:
         from promptdiffuser.tracking.store import RunLog
         from promptdiffuser.training import checkpoint
 
@@ -192,10 +192,10 @@ def test_killed_workers_change_nothing_and_no_metric_is_logged_twice(
 class InfiniteTraining(FatefulTraining):
     """Its gradient overflows at update 5."""
 
-    def at_update(self, step: int, share: Share) -> Share:
+    def at_update(self, step: int, share: LocalGradients) -> LocalGradients:
         if step == 5:
             assert self.befalls("infinite"), "the training was tried again"
-            return Share(share.gradients_GP * torch.inf, share.scalars)
+            return LocalGradients(share.gradients_GP * torch.inf, share.scalars)
         return share
 
 
@@ -296,7 +296,7 @@ def test_trainings_apart_are_the_plain_ones(training: BackboneTraining, small_da
         )
         for task in (2, 7)
     ]
-    assert sorted(job.tasks for job in train_apart(jobs)) == [(2,), (7,)]
+    assert sorted(job.tasks for job in train_many(jobs)) == [(2,), (7,)]
     for task in (2, 7):
         resident, pool = make_resident(training, small_dataset.read([task], "random"), CPU)
         train(training, training.learning_task(resident, pool, CPU), tmp_path / "plain" / str(task))

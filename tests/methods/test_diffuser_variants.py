@@ -38,18 +38,18 @@ def learning(name: str, base: GuidanceConfig, make_inputs: Callable[..., Adaptat
 @pytest.mark.parametrize("base", BASES.values(), ids=BASES)
 def test_arms_follow_their_losses(base: GuidanceConfig, make_inputs: Callable[..., AdaptationInputs]) -> None:
     dm_only = learning("prompt-diffuser-dm", base, make_inputs)
-    share = dm_only.share(FlatParameters(dm_only.model), 0)
+    share = dm_only.local_gradients(FlatParameters(dm_only.model), 0)
     assert list(share.scalars) == ["loss_dm"]
     assert torch.equal(dm_only.join(share.gradients_GP, 0).gradient, share.gradients_GP[0])
 
     dt_only, plain_sum = (learning(f"prompt-diffuser-{arm}", base, make_inputs) for arm in ("dt", "sum"))
-    gradient_dm_P, gradient_dt_P = dt_only.share(FlatParameters(dt_only.model), 0).gradients_GP
+    gradient_dm_P, gradient_dt_P = dt_only.local_gradients(FlatParameters(dt_only.model), 0).gradients_GP
     assert gradient_dm_P @ gradient_dt_P != 0
     gradients_GP = torch.stack([gradient_dm_P, gradient_dt_P])
     weight = base.weight_at(1 / dt_only.num_updates)
-    torch.testing.assert_close(dt_only.join(gradients_GP, 0).gradient, weight * gradient_dt_P)
+    torch.testing.assert_close(dt_only.combine(gradients_GP, 0).gradient, weight * gradient_dt_P)
 
     scale = gradient_dm_P.norm() / gradient_dt_P.norm() if base.match_norms else 1.0
-    joined = plain_sum.join(gradients_GP, 0)
+    joined = plain_sum.combine(gradients_GP, 0)
     torch.testing.assert_close(joined.gradient, gradient_dm_P + weight * scale * gradient_dt_P)
     assert joined.project is None

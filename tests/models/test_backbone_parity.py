@@ -102,7 +102,7 @@ class Network:
         self.parameters = FlatParameters(self.task.model)
         seen: list[tuple[Segments, Segments]] = []
         handle = self.task.model.register_forward_pre_hook(lambda model, inputs: seen.append(inputs))
-        self.share = self.task.share(self.parameters, 0)
+        self.share = self.task.local_gradients(self.parameters, 0)
         handle.remove()
         [(self.history, self.prompt)] = seen
         self.batch: Batch = [

@@ -35,7 +35,7 @@ def test_loss_is_the_mean_over_the_valid_steps_of_the_batch(
     assert len({len(error) for error in errors}) > 1, "no window of this batch is padded"
     expected = torch.cat(errors).mean()
     flat = FlatParameters(task.model)
-    share = task.share(flat, 0)
+    share = task.local_gradients(flat, 0)
     torch.testing.assert_close(share.scalars["loss"], expected)
     torch.testing.assert_close(share.gradients_GP, flat.gradient(expected)[None])
 
@@ -55,7 +55,7 @@ def test_shares_of_two_workers_sum_to_that_of_one(
 def test_every_step_sees_another_batch(backbone_training: BackboneTraining, episodes: Episodes) -> None:
     task = backbone_training.learning_task(*make_resident(backbone_training, episodes, CPU), CPU)
     flat = FlatParameters(task.model)
-    losses = [task.share(flat, step).scalars["loss"].item() for step in (0, 1, 0)]
+    losses = [task.local_gradients(flat, step).scalars["loss"].item() for step in (0, 1, 0)]
     assert losses[0] == losses[2] != losses[1]
 
 
@@ -64,7 +64,7 @@ def test_bf16_computes_the_same_loss_roughly(backbone_training: BackboneTraining
     for precision in ("fp32", "bf16"):
         training = replace(backbone_training, loss=BackboneLossConfig(8, precision=precision))
         task = training.learning_task(*make_resident(training, episodes, CPU), CPU)
-        losses[precision] = task.share(FlatParameters(task.model), 0).scalars["loss"]
+        losses[precision] = task.local_gradients(FlatParameters(task.model), 0).scalars["loss"]
         assert losses[precision].dtype == torch.float32
     assert losses["bf16"] != losses["fp32"]
     torch.testing.assert_close(losses["bf16"], losses["fp32"], rtol=0.02, atol=0)

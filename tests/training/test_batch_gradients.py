@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.training.backbone_objective import BackboneLossConfig
-from promptdiffuser.training.engine import FlatParameters, Share
+from promptdiffuser.training.engine import FlatParameters, LocalGradients
 from promptdiffuser.training.gradients import accumulate
 from promptdiffuser.training.guidance import GuidanceConfig
 from promptdiffuser.training.trainings import BackboneTraining, DiffuserTraining, Training, make_resident
@@ -17,9 +17,9 @@ from promptdiffuser.training.trainings import BackboneTraining, DiffuserTraining
 CPU = torch.device("cpu")
 
 
-def share_of(training: Training, episodes: Episodes) -> Share:
+def share_of(training: Training, episodes: Episodes) -> LocalGradients:
     task = training.learning_task(*make_resident(training, episodes, CPU), CPU)
-    return task.share(FlatParameters(task.model), 4)
+    return task.local_gradients(FlatParameters(task.model), 4)
 
 
 @pytest.mark.parametrize("pieces", [2, 3, 8, 20])

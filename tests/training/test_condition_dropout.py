@@ -46,7 +46,7 @@ def test_dropout_hides_its_share_of_rows_at_an_address_of_its_own(
         task = learning(replace(with_guidance(diffuser_training, dropout), batch_size=4_000), episodes)
         seen, loss_of = [], task.diffuser.denoising_loss
         monkeypatch.setattr(task.diffuser, "denoising_loss", lambda *args: seen.append(args[2:]) or loss_of(*args))
-        task.share(FlatParameters(task.model), 0)
+        task.local_gradients(FlatParameters(task.model), 0)
         return seen[0]
 
     (*always, all_B), (*sometimes, shown_B) = drawn(0.0), drawn(0.25)
@@ -69,7 +69,7 @@ def test_what_stands_for_no_condition_is_learned_and_saved(
     predicted_BX = task.model(x_BX, step_B, task.model.absent_C.expand(12, -1))
     torch.testing.assert_close(losses_B[~shown_B], (predicted_BX - noise_BX).square().mean(1)[~shown_B])
     flat = FlatParameters(task.model)
-    for gradient in task.share(flat, 0).gradients_GP:
+    for gradient in task.local_gradients(flat, 0).gradients_GP:
         assert (flat.views(gradient)["absent_C"] != 0).all()
     training.save(tmp_path / "model", task, dict(task.model.named_parameters()))
     assert torch.equal(load_diffuser(tmp_path / "model", FAMILY, CPU).denoiser.absent_C, task.model.absent_C)

@@ -14,7 +14,7 @@ from promptdiffuser.diffusion.process import DiffusionConfig
 from promptdiffuser.models.denoiser import Denoiser
 from promptdiffuser.training.backbone_objective import squared_action_errors
 from promptdiffuser.training.diffuser_objective import DiffuserLearning
-from promptdiffuser.training.engine import Engine, FlatParameters, alone
+from promptdiffuser.training.engine import Engine, FlatParameters, identity_reduce
 from promptdiffuser.training.trainings import DiffuserTraining, make_resident
 from tests.training.workers import shares_of_one_and_of_two_workers
 
@@ -69,9 +69,9 @@ def test_gradients_agree_with_finite_differences(
     training = replace(diffuser_training, guidance=replace(diffuser_training.guidance, **guidance))
     task = in_float64(learning(training, episodes))
     flat = FlatParameters(task.model)
-    gradient = task.share(flat, 0).gradients_GP[index]
+    gradient = task.local_gradients(flat, 0).gradients_GP[index]
     assert gradient.dtype == torch.float64
-    assert_agrees_with_finite_differences(flat, gradient, lambda: task.share(flat, 0).scalars[loss])
+    assert_agrees_with_finite_differences(flat, gradient, lambda: task.local_gradients(flat, 0).scalars[loss])
 
 
 class Spliced:
@@ -101,9 +101,9 @@ def test_a_truncated_gradient_is_that_of_the_last_steps_with_the_others_held(
     )
     task = in_float64(learning(training, episodes))
     flat = FlatParameters(task.model)
-    gradient = task.share(flat, 0).gradients_GP[1]
+    gradient = task.local_gradients(flat, 0).gradients_GP[1]
     task.guidance = replace(task.guidance, path_steps=0)
-    assert (gradient - task.share(flat, 0).gradients_GP[1]).norm() > 0.01 * gradient.norm()
+    assert (gradient - task.local_gradients(flat, 0).gradients_GP[1]).norm() > 0.01 * gradient.norm()
 
     task.guidance = replace(task.guidance, path_steps=path_steps)
     first_late = task.diffuser.diffusion.steps[-path_steps]
@@ -127,7 +127,7 @@ def test_a_chain_that_is_tracked_to_its_start_is_the_whole_chain(
 ) -> None:
     whole = learning(diffuser_training, episodes)
     tracked = learning(replace(diffuser_training, guidance=replace(diffuser_training.guidance, path_steps=3)), episodes)
-    found, expected = (task.share(FlatParameters(task.model), 0).gradients_GP for task in (tracked, whole))
+    found, expected = (task.local_gradients(FlatParameters(task.model), 0).gradients_GP for task in (tracked, whole))
     assert torch.equal(found, expected)
 
 
@@ -136,7 +136,7 @@ def test_the_backbone_is_neither_given_a_gradient_nor_changed(
 ) -> None:
     task = learning(diffuser_training, episodes)
     before = {name: value.clone() for name, value in task.backbone.state_dict().items()}
-    engine = Engine(task, diffuser_training.optimisation, alone)
+    engine = Engine(task, diffuser_training.optimisation, identity_reduce)
     denoiser = engine.parameters.vector.clone()
     metrics = engine.advance()
     assert {"loss_dm", "loss_dt", "cosine"} <= metrics.keys()
@@ -149,7 +149,7 @@ def test_the_backbone_is_neither_given_a_gradient_nor_changed(
 def test_guidance_reaches_every_part_of_the_denoiser(diffuser_training: DiffuserTraining, episodes: Episodes) -> None:
     task = learning(diffuser_training, episodes)
     flat = FlatParameters(task.model)
-    for gradient in task.share(flat, 0).gradients_GP:
+    for gradient in task.local_gradients(flat, 0).gradients_GP:
         for name, part in flat.views(gradient).items():
             assert part.abs().max() > 0, name
 
@@ -170,7 +170,7 @@ def test_shares_of_two_workers_sum_to_that_of_one(
 
 def test_guidance_acts_from_its_first_update_on(diffuser_training: DiffuserTraining, episodes: Episodes) -> None:
     task = learning(replace(diffuser_training, guidance_start=2), episodes)
-    shares = [task.share(FlatParameters(task.model), step) for step in range(4)]
+    shares = [task.local_gradients(FlatParameters(task.model), step) for step in range(4)]
     assert [len(share.gradients_GP) for share in shares] == [1, 1, 2, 2]
     assert [sorted(share.scalars) for share in shares] == 2 * [["loss_dm"]] + 2 * [["loss_dm", "loss_dt"]]
     joined = task.join(shares[0].gradients_GP, 0)
@@ -183,9 +183,9 @@ def test_without_guidance_weight_the_denoising_loss_trains_alone(
 ) -> None:
     unguided = replace(diffuser_training, guidance=replace(diffuser_training.guidance, weight=0))
     task, guided = learning(unguided, episodes), learning(diffuser_training, episodes)
-    share = task.share(FlatParameters(task.model), 0)
+    share = task.local_gradients(FlatParameters(task.model), 0)
     assert share.scalars.keys() == {"loss_dm"}
     # Guidance draws from addresses of its own, so the denoising gradient is the same with and without it.
     torch.testing.assert_close(
-        share.gradients_GP[0], guided.share(FlatParameters(guided.model), 0).gradients_GP[0], rtol=0, atol=0
+        share.gradients_GP[0], guided.local_gradients(FlatParameters(guided.model), 0).gradients_GP[0], rtol=0, atol=0
     )

@@ -38,14 +38,14 @@ def test_gradients_of_both_losses_agree_with_finite_differences(
 ) -> None:
     task = learning(replace(diffuser_training, diffusion=diffusion, denoiser=denoiser), episodes)
     flat = FlatParameters(task.model)
-    start, gradients_GP = flat.vector.clone(), task.share(flat, 0).gradients_GP
+    start, gradients_GP = flat.vector.clone(), task.local_gradients(flat, 0).gradients_GP
     for loss, gradient in zip(("loss_dm", "loss_dt"), gradients_GP, strict=True):
         assert gradient.norm() > 0
         unit = gradient / gradient.norm()
         losses = []
         for offset in (STEP, -STEP):
             flat.vector.copy_(start + offset * unit)
-            losses.append(task.share(flat, 0).scalars[loss].item())
+            losses.append(task.local_gradients(flat, 0).scalars[loss].item())
         flat.vector.copy_(start)
         slope = (losses[0] - losses[1]) / (2 * STEP)
         assert slope == pytest.approx(float(gradient.norm()), rel=0.02)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.data.windows import ResidentEpisodes
-from promptdiffuser.training.engine import Engine, alone
+from promptdiffuser.training.engine import Engine, identity_reduce
 from promptdiffuser.training.trainings import BackboneTraining, DiffuserTraining, Training, make_resident
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ def masks(training: BackboneTraining, episodes: Episodes, held: slice, updates: 
     windows = ResidentEpisodes.build(episodes.select(numbers), numbers, training.normaliser(), CPU, len(episodes))
     task, seen = training.learning_task(windows, pool, CPU), []
     task.model.dropout.register_forward_hook(lambda module, inputs, output: seen.append(output != 0))
-    engine = Engine(task, training.optimisation, alone)
+    engine = Engine(task, training.optimisation, identity_reduce)
     for _ in range(updates):
         engine.advance()
     return seen
@@ -67,6 +67,6 @@ def test_an_update_leaves_the_global_generator_as_it_was(
     }
     training = trainings[name]
     task = training.learning_task(*make_resident(training, episodes, CPU), CPU)
-    engine, before = Engine(task, training.optimisation, alone), torch.get_rng_state()
+    engine, before = Engine(task, training.optimisation, identity_reduce), torch.get_rng_state()
     engine.advance()
     assert torch.equal(torch.get_rng_state(), before)

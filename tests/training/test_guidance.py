@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.models.denoiser import ARCHITECTURES
 from promptdiffuser.training.diffuser_objective import DiffuserLearning
-from promptdiffuser.training.engine import Engine, FlatParameters, Joined, OptimisationConfig, Share, alone
+from promptdiffuser.training.engine import (
+    CombinedGradient,
+    Engine,
+    FlatParameters,
+    LocalGradients,
+    OptimisationConfig,
+    identity_reduce,
+)
 from promptdiffuser.training.guidance import WEIGHT_SCHEDULES, GuidanceConfig
 from promptdiffuser.training.projection import PROJECTIONS, complement
 from promptdiffuser.training.trainings import DiffuserTraining, make_resident
@@ -27,7 +34,7 @@ def learning(training: DiffuserTraining, episodes: Episodes, **guidance: Any) ->
 
 
 def engine_of(training: DiffuserTraining, episodes: Episodes, **guidance: Any) -> Engine:
-    return Engine(learning(training, episodes, **guidance), training.optimisation, alone)
+    return Engine(learning(training, episodes, **guidance), training.optimisation, identity_reduce)
 
 
 @pytest.mark.parametrize("schedule", WEIGHT_SCHEDULES)
@@ -81,7 +88,7 @@ def test_two_workers_follow_the_gradient_of_one(
     training = replace(diffuser_training, guidance=guidance)
     one, first, second = shares_of_one_and_of_two_workers(training, episodes)
     alone_, together = (
-        learning(training, episodes).join(gradients_GP, 5).gradient
+        learning(training, episodes).combine(gradients_GP, 5).gradient
         for gradients_GP in (one.gradients_GP, first.gradients_GP + second.gradients_GP)
     )
     torch.testing.assert_close(together, alone_, rtol=1e-3, atol=1e-5 * float(alone_.norm()))
@@ -110,8 +117,8 @@ def test_downstream_alone_leaves_out_the_denoising_loss(
     diffuser_training: DiffuserTraining, episodes: Episodes
 ) -> None:
     task = learning(diffuser_training, episodes, weight=2.0, **DOWNSTREAM)
-    gradients_GP = task.share(FlatParameters(task.model), 0).gradients_GP
-    joined = task.join(gradients_GP, 0)
+    gradients_GP = task.local_gradients(FlatParameters(task.model), 0).gradients_GP
+    joined = task.combine(gradients_GP, 0)
     assert torch.equal(joined.gradient, 2 * gradients_GP[1])
     other = task.join(torch.stack([1e3 * torch.randn_like(gradients_GP[0]), gradients_GP[1]]), 0)
     assert torch.equal(other.gradient, joined.gradient)
@@ -121,10 +128,13 @@ def test_alternating_losses_take_turns(diffuser_training: DiffuserTraining, epis
     training = replace(diffuser_training, guidance_start=1)
     task = learning(training, episodes, losses="alternating", projection="sum", weight=2.0)
     flat = FlatParameters(task.model)
-    assert torch.equal(task.join(task.share(flat, 0).gradients_GP, 0).gradient, task.share(flat, 0).gradients_GP[0])
+    assert torch.equal(
+        task.combine(task.local_gradients(flat, 0).gradients_GP, 0).gradient,
+        task.local_gradients(flat, 0).gradients_GP[0],
+    )
     for step in range(1, 6):
-        gradients_GP = task.share(flat, step).gradients_GP
-        followed = task.join(gradients_GP, step).gradient
+        gradients_GP = task.local_gradients(flat, step).gradients_GP
+        followed = task.combine(gradients_GP, step).gradient
         if step % 2:
             assert torch.equal(followed, gradients_GP[0])
         else:
@@ -165,14 +175,14 @@ class Guided:
 
     address = (0, "guided")
 
-    def __init__(self, join: Callable[[Tensor], Joined]) -> None:
+    def __init__(self, join: Callable[[Tensor], CombinedGradient]) -> None:
         self.model, self.memory, self._join = nn.Linear(20, 20, bias=False), dict[str, Tensor](), join
         nn.init.constant_(self.model.weight, 0.1)
 
-    def share(self, parameters: FlatParameters, step: int) -> Share:
-        return Share(gradients_at(step), {"loss": torch.zeros(())})
+    def local_gradients(self, parameters: FlatParameters, step: int) -> LocalGradients:
+        return LocalGradients(gradients_at(step), {"loss": torch.zeros(())})
 
-    def join(self, gradients_GP: Tensor, step: int) -> Joined:
+    def combine(self, gradients_GP: Tensor, step: int) -> CombinedGradient:
         return self._join(gradients_GP)
 
 
@@ -184,18 +194,20 @@ def gradients_at(step: int) -> Tensor:
     return torch.stack([first, second + first])
 
 
-def projected_gradient(gradients_GP: Tensor) -> Joined:
+def projected_gradient(gradients_GP: Tensor) -> CombinedGradient:
     gradient_dm, gradient_dt = gradients_GP
-    return Joined(gradient_dm + complement(gradient_dm, gradient_dt), unguided=gradient_dm)
+    return CombinedGradient(gradient_dm + complement(gradient_dm, gradient_dt), base=gradient_dm)
 
 
-def projected_update(gradients_GP: Tensor) -> Joined:
+def projected_update(gradients_GP: Tensor) -> CombinedGradient:
     gradient_dm, gradient_dt = gradients_GP
-    return Joined(gradient_dm + gradient_dt, {}, gradient_dm, lambda guidance: complement(gradient_dm, guidance))
+    return CombinedGradient(
+        gradient_dm + gradient_dt, {}, gradient_dm, lambda guidance: complement(gradient_dm, guidance)
+    )
 
 
-def unguided(gradients_GP: Tensor) -> Joined:
-    return Joined(gradients_GP[0])
+def unguided(gradients_GP: Tensor) -> CombinedGradient:
+    return CombinedGradient(gradients_GP[0])
 
 
 CONFIG = OptimisationConfig(10, 1e-2, "constant", weight_decay=0.1, clip_norm=5.0)
@@ -204,10 +216,13 @@ CONFIG = OptimisationConfig(10, 1e-2, "constant", weight_decay=0.1, clip_norm=5.
 def test_guidances_share_is_the_difference_to_an_update_without_it() -> None:
     """The two engines have equal moments before the third update, which only one of them guides."""
 
-    def guided_at_last(gradients_GP: Tensor) -> Joined:
+    def guided_at_last(gradients_GP: Tensor) -> CombinedGradient:
         return projected_gradient(gradients_GP) if guided.step == 2 else unguided(gradients_GP)
 
-    guided, plain = Engine(Guided(guided_at_last), CONFIG, alone), Engine(Guided(unguided), CONFIG, alone)
+    guided, plain = (
+        Engine(Guided(guided_at_last), CONFIG, identity_reduce),
+        Engine(Guided(unguided), CONFIG, identity_reduce),
+    )
     for engine in (guided, plain):
         engine.advance()
         engine.advance()
@@ -225,8 +240,8 @@ def test_guidances_share_is_the_difference_to_an_update_without_it() -> None:
 
 
 def test_the_optimizer_breaks_the_promise_of_a_projected_gradient_and_a_projected_update_keeps_it() -> None:
-    def change(join: Callable[[Tensor], Joined]) -> float:
-        engine = Engine(Guided(join), CONFIG, alone)
+    def change(join: Callable[[Tensor], CombinedGradient]) -> float:
+        engine = Engine(Guided(join), CONFIG, identity_reduce)
         metrics = [engine.advance(examine=True) for _ in range(5)]
         return max(abs(entry["guidance_update_change"] / entry["update_change"]) for entry in metrics)
 
@@ -235,8 +250,8 @@ def test_the_optimizer_breaks_the_promise_of_a_projected_gradient_and_a_projecte
 
 
 def test_a_projected_update_is_the_unguided_one_and_what_is_kept_of_the_share() -> None:
-    summed = lambda gradients_GP: Joined(gradients_GP.sum(0), unguided=gradients_GP[0])  # noqa: E731
-    engines = [Engine(Guided(join), CONFIG, alone) for join in (unguided, summed, projected_update)]
+    summed = lambda gradients_GP: CombinedGradient(gradients_GP.sum(0), base=gradients_GP[0])  # noqa: E731
+    engines = [Engine(Guided(join), CONFIG, identity_reduce) for join in (unguided, summed, projected_update)]
     metrics = [engine.advance(examine=True) for engine in engines][-1]
     plain, whole, projected = (engine.parameters.vector for engine in engines)
     kept = complement(gradients_at(0)[0], whole - plain)
@@ -246,8 +261,8 @@ def test_a_projected_update_is_the_unguided_one_and_what_is_kept_of_the_share() 
 
 
 @pytest.mark.parametrize("join", [unguided, projected_gradient, projected_update])
-def test_looking_at_an_update_does_not_change_it(join: Callable[[Tensor], Joined]) -> None:
-    seen, unseen = Engine(Guided(join), CONFIG, alone), Engine(Guided(join), CONFIG, alone)
+def test_looking_at_an_update_does_not_change_it(join: Callable[[Tensor], CombinedGradient]) -> None:
+    seen, unseen = Engine(Guided(join), CONFIG, identity_reduce), Engine(Guided(join), CONFIG, identity_reduce)
     for _ in range(4):
         metrics, fewer = seen.advance(examine=True), unseen.advance()
         assert fewer.items() <= metrics.items()
@@ -258,5 +273,9 @@ def test_looking_at_an_update_does_not_change_it(join: Callable[[Tensor], Joined
 
 
 def test_without_a_gradient_the_update_has_no_direction() -> None:
-    engine = Engine(Guided(lambda gradients_GP: Joined(torch.zeros(400))), replace(CONFIG, weight_decay=0.0), alone)
+    engine = Engine(
+        Guided(lambda gradients_GP: CombinedGradient(torch.zeros(400))),
+        replace(CONFIG, weight_decay=0.0),
+        identity_reduce,
+    )
     assert engine.advance(examine=True)["update_cosine"] == 0

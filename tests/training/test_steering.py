@@ -19,7 +19,7 @@ from promptdiffuser.diffusion.samplers import SAMPLERS
 from promptdiffuser.methods.shared.steering import FewShotSteering, SamplingGuidanceConfig
 from promptdiffuser.training.backbone_objective import squared_action_errors
 from promptdiffuser.training.diffuser_objective import DiffuserLearning
-from promptdiffuser.training.engine import Engine, alone
+from promptdiffuser.training.engine import Engine, identity_reduce
 from promptdiffuser.training.trainings import DiffuserTraining, make_resident
 
 CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ def trained(diffuser_training: DiffuserTraining, episodes: Episodes) -> Diffuser
     """Return a diffuser after thirty updates on twelve episodes."""
     training = replace(diffuser_training, optimisation=replace(diffuser_training.optimisation, steps=30))
     task = training.learning_task(*make_resident(training, episodes, CPU), CPU)
-    engine = Engine(task, training.optimisation, alone)
+    engine = Engine(task, training.optimisation, identity_reduce)
     for _ in range(30):
         engine.advance()
     return task

@@ -16,7 +16,7 @@ from promptdiffuser.diffusion.schedules import SCHEDULES
 from promptdiffuser.models.decoding import make_decoder
 from promptdiffuser.models.denoiser import ARCHITECTURES
 from promptdiffuser.training.diffuser_objective import DiffuserLearning
-from promptdiffuser.training.engine import Engine, alone
+from promptdiffuser.training.engine import Engine, identity_reduce
 from promptdiffuser.training.projection import PROJECTIONS
 from promptdiffuser.training.trainings import BackboneTraining, DiffuserTraining, make_resident
 from tests.models.segments import ACTION_DIM, STATE_DIM, segments
@@ -31,7 +31,7 @@ def advance(training: BackboneTraining | DiffuserTraining, episodes: Episodes) -
     """Make two updates, one of them looked at, and return the task."""
     with on_meta():
         task = training.learning_task(*make_resident(training, episodes, META), META)
-        engine = Engine(task, training.optimisation, alone)
+        engine = Engine(task, training.optimisation, identity_reduce)
         engine.advance()
         engine.advance(EXAMINED)
         assert {tensor.device for tensor in engine.trained_tensors().values()} == {META}

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from promptdiffuser.training.engine import (
+    CombinedGradient,
     Engine,
     FlatParameters,
-    Joined,
+    LocalGradients,
     NonFiniteGradientError,
     OptimisationConfig,
-    Share,
     alone,
 )
 
@@ -38,14 +38,14 @@ class Regression:
     def __init__(self, infinite_at: int | None = None) -> None:
         self.model, self.infinite_at = new_network(), infinite_at
 
-    def share(self, parameters: FlatParameters, step: int) -> Share:
+    def local_gradients(self, parameters: FlatParameters, step: int) -> LocalGradients:
         inputs, targets = batch(step)
         loss = F.mse_loss(self.model(inputs), targets)
         loss = loss * (torch.inf if step == self.infinite_at else 1)
-        return Share(parameters.gradient(loss)[None], {"loss": loss})
+        return LocalGradients(parameters.gradient(loss)[None], {"loss": loss})
 
-    def join(self, gradients_GP: Tensor, step: int) -> Joined:
-        return Joined(gradients_GP[0])
+    def combine(self, gradients_GP: Tensor, step: int) -> CombinedGradient:
+        return CombinedGradient(gradients_GP[0])
 
 
 def test_flat_parameters_share_memory_with_the_model() -> None:
@@ -108,9 +108,9 @@ def test_workers_shares_are_summed_before_the_update() -> None:
     """Ten equal workers, each with a tenth of the loss, are one worker."""
 
     class Tenth(Regression):
-        def share(self, parameters: FlatParameters, step: int) -> Share:
-            whole = super().share(parameters, step)
-            return Share(whole.gradients_GP / 10, {name: value / 10 for name, value in whole.scalars.items()})
+        def local_gradients(self, parameters: FlatParameters, step: int) -> LocalGradients:
+            whole = super().local_gradients(parameters, step)
+            return LocalGradients(whole.gradients_GP / 10, {name: value / 10 for name, value in whole.scalars.items()})
 
     config = OptimisationConfig(5, 1e-2, "constant")
     one, ten = Engine(Regression(), config, alone), Engine(Tenth(), config, lambda vector: vector * 10)

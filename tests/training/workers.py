@@ -5,14 +5,14 @@ import torch
 
 from promptdiffuser.data.episodes import Episodes
 from promptdiffuser.data.windows import ResidentEpisodes
-from promptdiffuser.training.engine import FlatParameters, Share
+from promptdiffuser.training.engine import FlatParameters, LocalGradients
 from promptdiffuser.training.trainings import Training, make_resident
 
 CPU = torch.device("cpu")
 STEP = 5
 
 
-def shares_of_one_and_of_two_workers(training: Training, episodes: Episodes) -> list[Share]:
+def shares_of_one_and_of_two_workers(training: Training, episodes: Episodes) -> list[LocalGradients]:
     """Return the share of a worker that holds every episode, then those of the two."""
     resident, pool = make_resident(training, episodes, CPU)
     numbers = np.arange(len(episodes))
@@ -25,5 +25,5 @@ def shares_of_one_and_of_two_workers(training: Training, episodes: Episodes) -> 
     shares = []
     for held in (resident, *shards):
         task = training.learning_task(held, pool, CPU)
-        shares.append(task.share(FlatParameters(task.model), STEP))
+        shares.append(task.local_gradients(FlatParameters(task.model), STEP))
     return shares

@@ -195,16 +195,16 @@ def _sum_over_workers(vector: Tensor) -> Tensor:
     return vector
 
 
-def train_apart(jobs: Sequence[TrainJob], num_gpus: float = 0.0) -> Iterator[TrainJob]:
+def train_many(jobs: Sequence[TrainJob], num_gpus: float = 0.0) -> Iterator[TrainJob]:
     """Run small trainings as one Ray task each, a worker takes many in turn; yield them as they finish.
 
     Starting Ray Train takes longer than such a training. `num_gpus` is the share of a GPU that each takes.
     """
-    for job, _ in run_tasks(train_alone, jobs, num_gpus):
+    for job, _ in run_tasks(train_in_process, jobs, num_gpus):
         yield job
 
 
-def train_alone(job: TrainJob, until: int | None = None) -> None:
+def train_in_process(job: TrainJob, until: int | None = None) -> None:
     """Train in this process, on a GPU if Ray gave it one; with `until` pause after that update."""
     device = task_device()
     resident, pool = make_resident(job.training, job.dataset.read(job.tasks, job.quality), device)

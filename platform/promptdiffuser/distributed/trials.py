@@ -15,7 +15,7 @@ from promptdiffuser.assembly import backbone_training, diffuser_training, few_sh
 from promptdiffuser.data.store import Dataset
 from promptdiffuser.distributed.rollouts import RolloutPool
 from promptdiffuser.distributed.stopping import stops
-from promptdiffuser.distributed.training import TrainJob, train_alone, train_on_cluster
+from promptdiffuser.distributed.training import TrainJob, train_in_process, train_on_cluster
 from promptdiffuser.distributed.validation import Validation
 from promptdiffuser.experiment import Experiment
 from promptdiffuser.methods import get_method
@@ -140,7 +140,7 @@ class Trial:
             # Below a diffuser it is not scored itself, and there only once.
             self._train_backbone(until=None if self.diffuser else step)
         if self.diffuser:
-            train_alone(self._job(self.diffuser, self.model.parent), until=step)
+            train_in_process(self._job(self.diffuser, self.model.parent), until=step)
         score = self.validation.score(
             self.model, pool, self.folder / "adapted", self._few_shot() if step == self.steps else None
         )

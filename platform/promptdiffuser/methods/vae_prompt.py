@@ -23,7 +23,14 @@ from promptdiffuser.methods.adaptation import Adaptation, AdaptationInputs, Meth
 from promptdiffuser.models.denoiser import ContextEncoder
 from promptdiffuser.rng import normal_rows, torch_generator
 from promptdiffuser.rollout.policies import AdaptedPolicy
-from promptdiffuser.training.engine import Engine, FlatParameters, Joined, OptimisationConfig, Share, alone
+from promptdiffuser.training.engine import (
+    CombinedGradient,
+    Engine,
+    FlatParameters,
+    LocalGradients,
+    OptimisationConfig,
+    identity_reduce,
+)
 from promptdiffuser.training.model_folders import addressed_initialisation
 from promptdiffuser.training.trainings import History
 
@@ -137,18 +144,18 @@ class VaeLearning:
         self.memory: dict[str, Tensor] = {}
         self.planner = Planner(pool.index, config.batch_size, 1, address, num_context)
 
-    def share(self, parameters: FlatParameters, step: int) -> Share:
+    def local_gradients(self, parameters: FlatParameters, step: int) -> LocalGradients:
         """Return the mean negative ELBO of a batch and its gradient."""
         plan, size = self.planner.at(step), (self.config.batch_size, self.config.latent)
         noise_BL = torch.randn(size, generator=torch_generator(*self.address, "noise", step))
         prompts = self.pool.prompts_at(plan.prompt_episodes)
         transitions_BMF = self.pool.contexts_at(plan.context_episodes)
         loss = self.model.negative_elbo(prompts, transitions_BMF, noise_BL.to(transitions_BMF.device)).mean()
-        return Share(parameters.gradient(loss)[None], {"negative_elbo": loss})
+        return LocalGradients(parameters.gradient(loss)[None], {"negative_elbo": loss})
 
-    def join(self, gradients_GP: Tensor, step: int) -> Joined:
+    def combine(self, gradients_GP: Tensor, step: int) -> CombinedGradient:
         """Follow the only gradient."""
-        return Joined(gradients_GP[0])
+        return CombinedGradient(gradients_GP[0])
 
 
 def trained_vae(inputs: AdaptationInputs, pool: PromptPool, num_context: int) -> PromptVAE:
@@ -159,7 +166,7 @@ def trained_vae(inputs: AdaptationInputs, pool: PromptPool, num_context: int) ->
     with addressed_initialisation(*address):
         vae = PromptVAE(config, space, pool.transitions.shape[-1]).to(inputs.device)
     engine, history = (
-        Engine(VaeLearning(vae, pool, config, num_context, address), config.optimisation, alone),
+        Engine(VaeLearning(vae, pool, config, num_context, address), config.optimisation, identity_reduce),
         History(),
     )
     for step in range(1, config.updates + 1):

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from promptdiffuser.console import known, print_table, with_interval
 from promptdiffuser.distributed.cluster import connect
-from promptdiffuser.distributed.training import train_apart
+from promptdiffuser.distributed.training import train_many
 from promptdiffuser.evaluation.scores import FLOORS, reference_scores
 from promptdiffuser.evaluation.summary import read_summary
 from promptdiffuser.experiment import Experiment
@@ -226,7 +226,7 @@ def train_side_by_side(run: StageRun, trainings: Sequence[tuple[DiffuserStage, E
     connect(cluster)
     try:
         with run.watch_training([job.folder for job in jobs]):
-            for job in train_apart(jobs, num_gpus=cluster.gpus_per_task):
+            for job in train_many(jobs, num_gpus=cluster.gpus_per_task):
                 job.run.finish()
     except BaseException as error:
         for job in jobs:

@@ -270,6 +270,8 @@ class Session:
 
     def _make(self, stage: Stage, of: ExperimentRun) -> None:
         inputs, folder = self.contents(stage), self.store.folder_of(stage)
+        if isinstance(dataset := stage.inputs.get("dataset"), Given):  # refused before anything is written
+            self.dataset(dataset, of.experiment)
         if stage.name in self._rerun:
             self._rerun.remove(stage.name)
             self.store.clear(stage)

@@ -13,7 +13,7 @@ from promptdiffuser.data.plans import Planner
 from promptdiffuser.data.windows import PromptPool, Segments, WindowSource
 from promptdiffuser.models.backbone import Prompt, PromptDT
 from promptdiffuser.rng import seeded_at
-from promptdiffuser.training.engine import FlatParameters, Joined, Share
+from promptdiffuser.training.engine import CombinedGradient, FlatParameters, LocalGradients
 from promptdiffuser.training.gradients import accumulate
 from promptdiffuser.training.precision import Precision, check_precision
 
@@ -72,7 +72,7 @@ class BackboneLearning:
         self._predict = torch.compile(model) if config.compile else model
         model.train()
 
-    def share(self, parameters: FlatParameters, step: int) -> Share:
+    def local_gradients(self, parameters: FlatParameters, step: int) -> LocalGradients:
         """Return this worker's share of the action loss and its gradient."""
         plan = self.planner.at(step)
         count = plan.steps(self.pool.index) * self.windows.action_dim
@@ -88,7 +88,7 @@ class BackboneLearning:
             loss, gradient = accumulate(
                 parameters, loss_of, len(rows), self.config.accumulation, self.config.precision, device
             )
-        return Share(gradient[None], {"loss": loss})
+        return LocalGradients(gradient[None], {"loss": loss})
 
     def _masks_drawn_for(self, rows: NDArray[np.intp], step: int) -> AbstractContextManager[None]:
         """Draw the dropout masks of an update at an address of this worker's rows, which no other worker has."""
@@ -96,9 +96,9 @@ class BackboneLearning:
             return nullcontext()
         return seeded_at(self.windows.device, *self.address, "dropout", step, int(rows[0]))
 
-    def join(self, gradients_GP: Tensor, step: int) -> Joined:
+    def combine(self, gradients_GP: Tensor, step: int) -> CombinedGradient:
         """Follow the only gradient."""
-        return Joined(gradients_GP[0])
+        return CombinedGradient(gradients_GP[0])
 
 
 def freeze(model: PromptDT) -> PromptDT:

@@ -18,7 +18,7 @@ from promptdiffuser.diffusion.diffuser import Diffuser
 from promptdiffuser.models.backbone import PromptDT
 from promptdiffuser.rng import torch_generator
 from promptdiffuser.training.backbone_objective import squared_action_errors
-from promptdiffuser.training.engine import FlatParameters, Joined, Share
+from promptdiffuser.training.engine import CombinedGradient, FlatParameters, LocalGradients
 from promptdiffuser.training.gradients import accumulate
 from promptdiffuser.training.guidance import GuidanceConfig
 from promptdiffuser.training.projection import build_projection, weigh
@@ -55,18 +55,18 @@ class DiffuserLearning:
         # The denoising loss sees prompts alone, of which every worker has all.
         self.denoising_planner = Planner(planner.index, batch_size, 1, (*address, "dm"), planner.num_context)
 
-    def share(self, parameters: FlatParameters, step: int) -> Share:
+    def local_gradients(self, parameters: FlatParameters, step: int) -> LocalGradients:
         """Return this worker's share of L_DM and, where guidance acts, of L_DT, with a gradient each."""
         loss_dm, gradient_dm = self._denoising_share(parameters, step)
         if not self.guidance.acts or step < self.guidance_start:
-            return Share(gradient_dm[None], {"loss_dm": loss_dm})
+            return LocalGradients(gradient_dm[None], {"loss_dm": loss_dm})
         loss_dt, gradient_dt = self._downstream_share(parameters, step)
-        return Share(torch.stack([gradient_dm, gradient_dt]), {"loss_dm": loss_dm, "loss_dt": loss_dt})
+        return LocalGradients(torch.stack([gradient_dm, gradient_dt]), {"loss_dm": loss_dm, "loss_dt": loss_dt})
 
-    def join(self, gradients_GP: Tensor, step: int) -> Joined:
+    def combine(self, gradients_GP: Tensor, step: int) -> CombinedGradient:
         """Join the two gradients as configured; before guidance acts there is but one."""
         if len(gradients_GP) == 1:
-            return Joined(gradients_GP[0])
+            return CombinedGradient(gradients_GP[0])
         gradient_dm, gradient_dt = gradients_GP
         config, num_guided = self.guidance, step - self.guidance_start + 1
         weight = config.weight_at(num_guided / (self.num_updates - self.guidance_start))
@@ -75,10 +75,10 @@ class DiffuserLearning:
         guidance, metrics = weigh(gradient_dm, gradient_dt, kept, weight, config.match_norms)
         metrics["guidance_weight"] = weight
         if config.losses == "alternating" and num_guided % 2:
-            return Joined(gradient_dm, metrics)
+            return CombinedGradient(gradient_dm, metrics)
         unguided = gradient_dm if config.losses == "joint" else torch.zeros_like(gradient_dm)
         project = partial(self._project_update, gradient_dm) if projects_update else None
-        return Joined(unguided + guidance, metrics, unguided, project)
+        return CombinedGradient(unguided + guidance, metrics, unguided, project)
 
     def _project_update(self, gradient_dm: Tensor, share_P: Tensor) -> Tensor:
         # An update descends, so it has the sign of a gradient turned round; a rule that asks for conflict cares.

@@ -87,7 +87,7 @@ class OptimisationConfig:
 
 
 @dataclass(frozen=True)
-class Share:
+class LocalGradients:
     """One worker's additive part of an update."""
 
     gradients_GP: Tensor
@@ -96,13 +96,13 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Joined:
+class CombinedGradient:
     """The one gradient to follow that a task makes of several."""
 
     gradient: Tensor
     """(P,)"""
     metrics: dict[str, float] = field(default_factory=dict)
-    unguided: Tensor | None = None
+    base: Tensor | None = None
     """(P,) the gradient without its guidance; None where nothing guides."""
     project: Callable[[Tensor], Tensor] | None = None
     """What is kept of the guidance's share of the update (P,), for tasks that project that and not the gradient."""
@@ -146,10 +146,10 @@ class LearningTask(Protocol):
     def model(self) -> nn.Module:
         """The network that is trained."""
 
-    def share(self, parameters: FlatParameters, step: int) -> Share:
+    def local_gradients(self, parameters: FlatParameters, step: int) -> LocalGradients:
         """Return this worker's share of the gradients and scalars of update `step`."""
 
-    def join(self, gradients_GP: Tensor, step: int) -> Joined:
+    def combine(self, gradients_GP: Tensor, step: int) -> CombinedGradient:
         """Make one gradient of those of update `step`, summed over the workers; called once an update."""
 
 
@@ -186,14 +186,14 @@ class Engine:
         Raises:
             NonFiniteGradientError: Before the update, naming the step, if the gradient is not finite.
         """
-        share = self.task.share(self.parameters, self.step)
+        share = self.task.local_gradients(self.parameters, self.step)
         num_gradients, size = share.gradients_GP.shape
         scalars = torch.stack([value.detach().float() for value in share.scalars.values()])
         total = self.sum_over_workers(torch.cat([share.gradients_GP.flatten(), scalars]))
         gradients_GP = total[: num_gradients * size].view(num_gradients, size)
         metrics = dict(zip(share.scalars, total[num_gradients * size :].tolist(), strict=True))
 
-        joined = self.task.join(gradients_GP, self.step)
+        joined = self.task.combine(gradients_GP, self.step)
         norm = float(joined.gradient.norm())
         if not math.isfinite(norm):
             raise NonFiniteGradientError(
@@ -217,7 +217,7 @@ class Engine:
         parameter.grad = gradient
         optimizer.step()
 
-    def _update_apart(self, joined: Joined, norm: float, trained_gradient: Tensor) -> dict[str, float]:
+    def _update_apart(self, joined: CombinedGradient, norm: float, trained_gradient: Tensor) -> dict[str, float]:
         """Make the update with its guidance's share told apart, and return what it does to the trained loss.
 
         That share is the difference between the update and the one that the same optimizer, with the same moments,
@@ -226,7 +226,7 @@ class Engine:
         """
         vector = self.parameters.vector
         before, metrics = vector.clone(), {}
-        unguided = None if joined.unguided is None else self._vector_after(joined.unguided)
+        unguided = None if joined.base is None else self._vector_after(joined.base)
         self._follow(joined.gradient, norm, self._updated, self._optimizer)
         if unguided is not None:
             guidance = vector - unguided
@@ -299,6 +299,6 @@ class Engine:
         }
 
 
-def alone(vector: Tensor) -> Tensor:
+def identity_reduce(vector: Tensor) -> Tensor:
     """Sum over the workers of a run that has only one."""
     return vector

@@ -30,7 +30,7 @@ from promptdiffuser.training.checkpoint import (
     write_json,
 )
 from promptdiffuser.training.diffuser_objective import DiffuserLearning
-from promptdiffuser.training.engine import Engine, LearningTask, OptimisationConfig, alone
+from promptdiffuser.training.engine import Engine, LearningTask, OptimisationConfig, identity_reduce
 from promptdiffuser.training.few_shot import HELD_OUT_LOSS, score_snapshot
 from promptdiffuser.training.guidance import GuidanceConfig
 from promptdiffuser.training.model_folders import (
@@ -240,7 +240,7 @@ def train(
     training: Training,
     task: LearningTask,
     folder: Path,
-    sum_over_workers: Callable[[Tensor], Tensor] = alone,
+    sum_over_workers: Callable[[Tensor], Tensor] = identity_reduce,
     is_writer: bool = True,
     on_checkpoint: Callable[[History], None] = lambda history: None,
     until: int | None = None,

@@ -23,7 +23,14 @@ from promptdiffuser.data.plans import Address, EpisodeIndex, Planner, WindowPlan
 from promptdiffuser.data.windows import ResidentEpisodes, Segments
 from promptdiffuser.models.backbone import Prompt, PromptDT
 from promptdiffuser.training.backbone_objective import squared_action_errors
-from promptdiffuser.training.engine import Engine, FlatParameters, Joined, OptimisationConfig, Share, alone
+from promptdiffuser.training.engine import (
+    CombinedGradient,
+    Engine,
+    FlatParameters,
+    LocalGradients,
+    OptimisationConfig,
+    identity_reduce,
+)
 from promptdiffuser.training.gradients import accumulate
 from promptdiffuser.training.precision import Precision, autocast, check_precision
 
@@ -140,7 +147,7 @@ class FewShotTuning:
         """G."""
         return max(1, self.num_prompts)
 
-    def share(self, parameters: FlatParameters, step: int) -> Share:
+    def local_gradients(self, parameters: FlatParameters, step: int) -> LocalGradients:
         """Return the sum of the groups' losses and its gradient."""
         losses: list[Tensor] = []
 
@@ -149,11 +156,11 @@ class FewShotTuning:
             return losses[-1].sum()
 
         _, gradient = accumulate(parameters, loss_of, 1, 1, self.config.precision, self.windows.device)
-        return Share(gradient[None], {"loss": losses[-1].mean()})
+        return LocalGradients(gradient[None], {"loss": losses[-1].mean()})
 
-    def join(self, gradients_GP: Tensor, step: int) -> Joined:
+    def combine(self, gradients_GP: Tensor, step: int) -> CombinedGradient:
         """Follow the only gradient."""
-        return Joined(gradients_GP[0])
+        return CombinedGradient(gradients_GP[0])
 
     def losses(self, plan: WindowPlan) -> Tensor:
         """Return the mean squared action error (G,) of each group on its rows of a plan, which stand together."""
@@ -178,7 +185,7 @@ class FewShotTuning:
 def tune(task: FewShotTuning) -> None:
     """Make the updates, and leave in the model the best state of each group; the first of equals."""
     config = task.config
-    engine = Engine(task, config.optimisation, alone)
+    engine = Engine(task, config.optimisation, identity_reduce)
     tensors = list(engine.parameters.named_views.values())
     if len(task.planner.index) == len(task.index):
         for _ in range(config.steps):
