@@ -32,6 +32,8 @@ _VERDICTS = {
     "too few trainings": "with too few seeds for a verdict",
     NO_PAIRS: "without pairs on every task and seed",
 }
+_LEAST_SECONDS = 0.1
+"""Whatever adapts faster is drawn here; the axis is logarithmic."""
 _MANY_LINES = 12
 """Most lines in the figure of returns by few-shot size; of more methods, only the best are drawn."""
 
@@ -90,11 +92,12 @@ def _of_size_shown(rows: pd.DataFrame, reference: str, floors: pd.DataFrame) -> 
     """Return what is shown of the few-shot sets of one size: rows, figures and the names on the front."""
     panels = {"Mean return": panel(rows, "return"), f"Minus {reference}": panel(rows, "difference")}
     colours = dict.fromkeys(rows["name"][rows["verdict"] == REFERENCE], _REFERENCE_COLOUR)
+    drawn = rows.assign(adapt_s=rows["adapt_s"].clip(lower=_LEAST_SECONDS))
     axes = ("seconds of one core to adapt to all test tasks", "mean return")
     return {
         "rows": rows,
         "forest": forest(panels, floors[["return"]].rename(columns={"return": "Mean return"}), colours),
-        "cost": value_for_cost(rows, "adapt_s", "return", axes, floors["return"]),
+        "cost": value_for_cost(drawn, "adapt_s", "return", axes, floors["return"]),
         "front": ", ".join(rows["name"][on_front(rows, "adapt_s", "return")]),
     }
 

@@ -61,7 +61,9 @@ def render(comparison: Comparison, uri: str) -> str:
         floors=floors,
         differences=shown_differences(differences.set_axis(pd.Index(pairs, name="Pair"))),
         forest=returns_forest(returns, None, episodes, titles, floors),
-        tasks=comparison.tasks.set_axis(titles.values()).rename_axis("Task").set_axis(names.values(), axis=1),
+        tasks=comparison.tasks.set_axis(pd.Index(titles.values(), name="Task")).set_axis(
+            [names[column] for column in comparison.tasks.columns], axis=1
+        ),
         costs=comparison.costs.set_axis([names[key] for key in comparison.costs.index]).rename_axis("Run"),
         curves=learning_curves(comparison.curves.assign(run=_lines(comparison.curves))),
     )

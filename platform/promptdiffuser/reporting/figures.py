@@ -47,8 +47,6 @@ _MARKED_BELOW, _SMOOTHED_FROM = 20, 100
 _PROFILE_FROM = -0.25
 """Scores can lie far below the random policy's 0; a profile that showed them all would show nothing else."""
 _PROFILE_POINTS = 201
-_LEAST_SECONDS = 0.1
-"""Whatever adapts faster stands here; the axis is logarithmic."""
 _NAME_HEIGHT, _NAME_SHIFT = 10.0, 4.0
 """Points from a name to the next one, and from a point up to its name."""
 
@@ -203,7 +201,7 @@ def prompt_plane(prompts: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
         Line2D([], [], label="expert prompt", markerfacecolor="none", color=QUIET_INK, **dot),
         Line2D([], [], label="prompt of the method", color=QUIET_INK, **dot),
     ]
-    named = [
+    named = [  # of many tasks, the two ends of the scale
         Line2D([], [], label=task_label(task, labels), color=colours[task], **dot)
         for task in (tasks if len(tasks) <= 2 * len(COLOURS) else (tasks[0], tasks[-1]))
     ]
@@ -242,8 +240,7 @@ def value_for_cost(
         floors: Values of policies that ignore their observations, drawn as horizontal lines.
     """
     known = rows[np.isfinite(rows[value].astype("float64"))]
-    shown = known.assign(**{cost: known[cost].clip(lower=_LEAST_SECONDS)}, low=known.get(f"{value}_low", known[value]))
-    shown["low"] = shown["low"].fillna(shown[value])
+    shown = known.assign(low=known.get(f"{value}_low", known[value]).fillna(known[value]))
     front = shown[on_front(shown, cost, value)].sort_values(cost)
     figure, (whole, close) = panel_grid(2, 2, 4.4)
     faint = shown.get("faint", pd.Series(False, index=shown.index))
@@ -254,7 +251,7 @@ def value_for_cost(
             axes.errorbar(own[cost], own[value], bars, color=QUIET_INK, label=label if faint.any() else None, **dots)
         axes.step(front[cost], front[value], where="post", color=ACCENT, linewidth=1.5)
         axes.scatter(front[cost], front[value], s=42, color=ACCENT, zorder=4)
-        if shown[cost].max() > 20 * shown[cost].min():
+        if 0 < 20 * shown[cost].min() < shown[cost].max():
             axes.set_xscale("log")
         style_axes(axes, title, *labels)
     better = shown[shown[value] >= shown[value].median()]
