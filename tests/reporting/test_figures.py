@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from promptdiffuser.methods import METHODS
-from promptdiffuser.reporting.figures import COLOURS, METHOD_COLOURS, forest, method_colours, method_label
+from promptdiffuser.reporting.figures import COLOURS, forest, method_colours, method_label
 
 
 def estimates(names: list[str], first: float) -> pd.DataFrame:
@@ -43,5 +43,5 @@ def test_each_method_has_a_colour_of_its_own_or_none_has() -> None:
     few = ["prompt-diffuser", *(f"method-{number}" for number in range(len(COLOURS) - 1))]
     colours = method_colours(few)
     assert len(set(colours.values())) == len(few) == len(COLOURS)
-    assert colours["prompt-diffuser"] == METHOD_COLOURS["prompt-diffuser"]
+    assert colours["prompt-diffuser"] == METHODS["prompt-diffuser"].colour
     assert method_colours([*few, "another"]) == {}

@@ -171,5 +171,5 @@ def register(method: Method, place: int = LAST) -> Method:
 def colour_of(name: str) -> str:
     """Return a colour, #rrggbb, dark enough for white paper, that depends only on a name."""
     digest = zlib.crc32(name.encode())
-    hue, lightness = (digest >> 16) / 2**16, 0.34 + 0.1 * (digest % 2**16) / 2**16
+    hue, lightness = (digest >> 16) / 2**16, 0.26 + 0.1 * (digest % 2**16) / 2**16
     return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hls_to_rgb(hue, lightness, 0.55))

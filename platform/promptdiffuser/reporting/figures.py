@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from promptdiffuser.methods import METHODS
+from promptdiffuser.methods.adaptation import colour_of
 from promptdiffuser.reporting.mlflow_reader import EXPERT, TRAINING
 from promptdiffuser.statistics.aggregates import performance_profile
 from promptdiffuser.statistics.pareto import on_front
@@ -22,23 +24,9 @@ from promptdiffuser.statistics.scores import Runs
 # Okabe and Ito's palette, which any colour vision tells apart; its lightest colours are darkened until they have the
 # contrast of 3:1 that WCAG asks of graphics.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#c0699a", "#c77c00", "#2f8fce", "#56616f", "#8c6d31")
-METHOD_COLOURS = {
-    "prompt-dt": "#56616f",
-    "other-task-prompt": "#c77c00",
-    "prompt-diffuser": "#0072b2",
-    "prompt-diffuser-context": "#009e73",
-}
-"""In the order in which these methods come first everywhere."""
 FLOOR_LABELS = {"zero-action": "Zero actions", "mean-action": "Mean action of the training data"}
 """Policies that ignore their observations. Figures show them: a method below them has not been shown to learn."""
 FLOOR_STYLES: dict[str, Literal[":", "--"]] = {"zero-action": ":", "mean-action": "--"}
-METHOD_LABELS = {
-    "prompt-dt": "Prompt-DT",
-    "other-task-prompt": "Another task's prompt",
-    "prompt-diffuser": "Prompt Diffuser",
-    "prompt-diffuser-context": "Prompt Diffuser + task context",
-    EXPERT: "Expert",
-}
 
 INK, QUIET_INK, GRID, ACCENT = "#1f2933", "#616e7c", "#e4e7eb", "#0072b2"
 WIDTH_INCHES = 9.6
@@ -52,25 +40,22 @@ _NAME_HEIGHT, _NAME_SHIFT = 10.0, 4.0
 
 
 def method_order(methods: Sequence[str]) -> list[str]:
-    """Return the known methods in their fixed order, then the others by name."""
-    return [m for m in METHOD_COLOURS if m in methods] + sorted(set(methods) - set(METHOD_COLOURS) - {EXPERT})
+    """Return methods in the order of their registry, then those that are not registered here by name."""
+    return [name for name in METHODS if name in methods] + sorted(set(methods) - set(METHODS) - {EXPERT})
 
 
 def method_label(method: str) -> str:
     """Return a method's name for readers."""
-    return METHOD_LABELS.get(method, method)
+    if method == EXPERT:
+        return "Expert"
+    return METHODS[method].label if method in METHODS else method
 
 
 def method_colours(methods: Sequence[str]) -> dict[str, str]:
-    """Return a colour of its own for each method, the same on every page for those that have one of their own.
-
-    More methods than there are colours get none.
-    """
+    """Return each method's own colour, the same on every page; of more methods than eyes tell apart, none."""
     if len(methods) > len(COLOURS):
         return {}
-    fixed = {method: METHOD_COLOURS[method] for method in method_order(methods) if method in METHOD_COLOURS}
-    spare = [colour for colour in COLOURS if colour not in fixed.values()]
-    return fixed | dict(zip(method_order(methods)[len(fixed) :], spare, strict=False))
+    return {name: METHODS[name].colour if name in METHODS else colour_of(name) for name in methods}
 
 
 def forest(panels: Mapping[str, pd.DataFrame], floors: pd.DataFrame, colours: Mapping[str, str]) -> Figure:
