@@ -158,6 +158,15 @@ def test_a_method_of_one_file_has_options_settings_and_adapts(
         Experiment.from_json(json.dumps(saved))
 
 
+def test_a_changed_plugin_is_other_source(plugin: Path, tmp_path: Path) -> None:
+    program = "from promptdiffuser.pipeline import session; print(session.source()['digest'])"
+    digests = [python(tmp_path, "-c", program).stdout]
+    for _ in range(2):
+        digests.append(python(tmp_path, "-c", program, PROMPTDIFFUSER_PLUGINS=str(plugin)).stdout)
+        plugin.write_text(plugin.read_text() + "# changed\n")
+    assert len(set(digests)) == 3
+
+
 def test_an_experiment_that_was_saved_without_a_plugin_runs_with_it(plugin: Path, tmp_path: Path) -> None:
     saved = tmp_path / "saved.json"
     saved.write_text(Experiment(name="some").to_json())

@@ -60,6 +60,19 @@ def load_plugins() -> None:
         entry_point.load()
 
 
+def plugin_files() -> list[Path]:
+    """Return the files of the plugins of this process; of a package, its __init__.py."""
+    load_plugins()
+    names = [_module_name(Path(name)) if name.endswith(SUFFIX) else name for name in _named()]
+    names += [entry_point.module for entry_point in sorted(entry_points(group=GROUP))]
+    return [Path(file) for name in names if (file := sys.modules[name].__file__) is not None]
+
+
+def _module_name(path: Path) -> str:
+    """Return a name that no other module has, by which objects of a file's classes are pickled."""
+    return f"promptdiffuser_plugin_{path.stem}"
+
+
 def _named() -> list[str]:
     return [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
 
@@ -76,8 +89,7 @@ def _import_module(name: str) -> None:
 
 
 def _import_file(path: Path) -> None:
-    """Import a file under a name that no other module has, by which objects of its classes are pickled."""
-    name = f"promptdiffuser_plugin_{path.stem}"
+    name = _module_name(path)
     if name in sys.modules:
         if sys.modules[name].__file__ != str(path):
             raise UserError(f"plugins {sys.modules[name].__file__} and {path} have the same name; rename one")

@@ -32,6 +32,7 @@ from promptdiffuser.models.backbone import PromptDT
 from promptdiffuser.pipeline.graph import Given, Stage
 from promptdiffuser.pipeline.options import JobOptions
 from promptdiffuser.pipeline.store import Record, StageStore, State
+from promptdiffuser.plugins import plugin_files
 from promptdiffuser.tasks import get_family
 from promptdiffuser.tracking.delivery import Delivery
 from promptdiffuser.tracking.journal import JOURNAL
@@ -57,13 +58,14 @@ NO_RESULTS = ("cli", "recipes", "reporting", "tracking")
 
 @cache
 def source() -> dict[str, str]:
-    """Return the commit, whether files were changed since, and the digest of all files that decide results."""
+    """Return the commit, whether files were changed since, and the digest of all that decides results, plugins too."""
     root = Path(promptdiffuser.__file__).parent
     lines = [
         f"{path.relative_to(root)} {sha256(path)}"
         for path in sorted(root.rglob("*"))
         if path.is_file() and path.suffix != ".pyc" and path.relative_to(root).parts[0] not in NO_RESULTS
     ]
+    lines += [f"{path.name} {sha256(path)}" for path in plugin_files()]
     tags = provenance()
     return {
         "commit": tags.get(COMMIT_TAG, "unknown"),
