@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -95,6 +97,10 @@ def test_a_killed_driver_and_ctrl_c_lose_nothing(tiny_run: Path, tmp_path: Path)
     process.kill()  # the driver alone; what it started goes with it
     process.communicate()
     assert not list(tmp_path.glob("quickstart/pretrain-*/stage.json"))
+    shown = status(tmp_path)
+    assert shown["collect"].startswith("done took ")
+    assert re.fullmatch(r"interrupted update \d+ of 60", shown["pretrain"])
+    assert (shown["adapt"], shown["evaluate"]) == ("to do", "to do")
 
     process = tiny.start_pipeline(tmp_path, tiny.WITHOUT_DIFFUSER)
     wait_for(process, tmp_path, "quickstart/evaluate-*")
@@ -104,11 +110,30 @@ def test_a_killed_driver_and_ctrl_c_lose_nothing(tiny_run: Path, tmp_path: Path)
     assert process.returncode == 130, output
     assert not (tmp_path / "quickstart" / "summary.json").exists()
 
+    shown = status(tmp_path)
+    assert [shown[stage].split()[0] for stage in ("collect", "pretrain", "adapt")] == ["done"] * 3
+    assert shown["evaluate"].startswith("interrupted")
+
     assert tiny.run_pipeline(tmp_path, tiny.WITHOUT_DIFFUSER).count("done before") == 3
+    assert all(state.startswith("done") for state in status(tmp_path).values())
     assert tiny.results(tmp_path)["prompt-dt"] == tiny.results(tiny_run)["prompt-dt"]
     broken, unbroken = (next(folder.glob("quickstart/pretrain-*")) for folder in (tmp_path, tiny_run))
     assert (broken / "model/weights.safetensors").read_bytes() == (unbroken / "model/weights.safetensors").read_bytes()
     assert logged_steps(tmp_path) == logged_steps(tiny_run)
+
+
+def status(folder: Path) -> dict[str, str]:
+    """Return what `promptdiffuser status` says of each stage of the tiny quickstart without a diffuser."""
+    ended = subprocess.run(
+        [Path(sys.executable).with_name("promptdiffuser"), "status", *tiny.arguments(folder, tiny.WITHOUT_DIFFUSER)],
+        cwd=folder,
+        env=tiny.environment(folder) | {"COLUMNS": "300"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rows = [line.strip("│").split("│") for line in ended.stdout.splitlines() if line.startswith("│")]
+    return {name.strip(): " ".join(cell.strip() for cell in cells).strip() for name, *cells in rows}
 
 
 def cpu_seconds_of_children() -> float:

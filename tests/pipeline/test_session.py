@@ -32,7 +32,7 @@ class Works:
     """A command with one stage that leaves a model and a table, and keeps its finished piece elsewhere."""
 
     def __init__(self, folder: Path) -> None:
-        self.outputs, self.times, self.dataset = folder / "outputs", 0, Given("dataset", "somewhere", "content")
+        self.outputs, self.times, self.source = folder / "outputs", 0, Given("source", "somewhere", "content")
 
     def stage(self, settings: dict[str, Any] | None = None, version: int = 1) -> Stage:
         def work(run: Any) -> None:
@@ -50,7 +50,7 @@ class Works:
             settings or {"width": 3, "by_task": {1: "one"}, "shape": (1, 2)},
             work,
             version,
-            {"dataset": self.dataset},
+            {"source": self.source},
             outputs=(Path("table.json"),),
             checkpoints=(Path("model"),),
             parts=(Part("piece", "key", Path("piece")),),
@@ -97,7 +97,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "record emptied": lambda folder: (folder / "stage.json").write_text(""),
     "record cut": lambda folder: (folder / "stage.json").write_text('{"fingerprint": "'),
     "record of an older version": lambda folder: (folder / "stage.json").write_text('{"seconds": 1, "run": "x"}'),
-    "made from another dataset": lambda folder: change(folder, "inputs", {"dataset": "another content"}),
+    "made from another dataset": lambda folder: change(folder, "inputs", {"source": "another content"}),
 }
 
 
@@ -126,13 +126,13 @@ def test_who_reads_a_damaged_stage_is_told_what_repairs_it(works: Works) -> None
 
 def test_another_input_makes_another_stage_and_a_changed_one_makes_it_again_from_nothing(works: Works) -> None:
     first = works.run()
-    works.dataset = Given("dataset", "somewhere", "another content")
+    works.source = Given("source", "somewhere", "another content")
     assert works.run() != first
-    works.dataset = Given("dataset", "elsewhere", "content")
+    works.source = Given("source", "elsewhere", "content")
     assert works.run() == first
     assert works.times == 2
-    change(first, "inputs", {"dataset": "another content"})
-    (first / "inputs.json").write_text('{"dataset": "another content"}')
+    change(first, "inputs", {"source": "another content"})
+    (first / "inputs.json").write_text('{"source": "another content"}')
     (first / "checkpoints").mkdir()
     works.run()
     assert works.times == 3
