@@ -23,7 +23,7 @@ def ends_in_one_line(folder: Path, options: list[str]) -> None:
     """Run the tiny pipeline with its outputs on a disk of a megabyte, and look at its end."""
     with small_disk(folder / "disk", kilobytes=1024) as disk:
         process = tiny.start_pipeline(folder, tiny.WITHOUT_DIFFUSER, disk, options)
-        output, _ = process.communicate(timeout=200)
+        output, _ = process.communicate(timeout=400)
         assert process.returncode == 2, output
         errors = [line for line in output.splitlines() if "error" in line]
         assert len(errors) == 1, output
