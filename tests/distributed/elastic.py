@@ -49,7 +49,7 @@ class WatchedTraining(BackboneTraining):
 
     def learning_task(self, windows: WindowSource, pool: PromptPool, device: torch.device) -> BackboneLearning:
         task = super().learning_task(windows, pool, device)
-        share, begun_at = task.share, []
+        local_gradients, begun_at = task.local_gradients, []
 
         def watched(parameters, step):
             if not begun_at:
@@ -57,9 +57,9 @@ class WatchedTraining(BackboneTraining):
                 (self.marks / f"{ray.train.get_context().get_world_size()}-from-update-{step}").touch()
             while step in self.waits and not (self.marks / self.waits[step]).exists():
                 time.sleep(0.1)
-            return share(parameters, step)
+            return local_gradients(parameters, step)
 
-        task.share = watched
+        task.local_gradients = watched
         return task
 
 

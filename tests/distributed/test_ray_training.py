@@ -135,12 +135,12 @@ class FatefulTraining(BackboneTraining):
 
     def learning_task(self, windows: WindowSource, pool: PromptPool, device: torch.device) -> BackboneLearning:
         task = super().learning_task(windows, pool, device)
-        share = task.share
-        task.share = lambda parameters, step: self.at_update(step, share(parameters, step))
+        local_gradients = task.local_gradients
+        task.local_gradients = lambda parameters, step: self.at_update(step, local_gradients(parameters, step))
         return task
 
-    def at_update(self, step: int, share: LocalGradients) -> LocalGradients:
-        return share
+    def at_update(self, step: int, gradients: LocalGradients) -> LocalGradients:
+        return gradients
 
 
 def die() -> NoReturn:
@@ -152,7 +152,7 @@ def die() -> NoReturn:
 class DyingTraining(FatefulTraining):
     """Its worker is killed between two checkpoints, while it writes one, before it reports it, and after it has."""
 
-    def at_update(self, step: int, share: LocalGradients) -> LocalGradients:
+    def at_update(self, step: int, gradients: LocalGradients) -> LocalGradients:
         from promptdiffuser.tracking.store import RunLog
         from promptdiffuser.training import checkpoint
 
@@ -165,7 +165,7 @@ class DyingTraining(FatefulTraining):
             RunLog.log_history = lambda run, history: (log_history(run, history), die())
         if step == 8 and self.befalls("after a report"):
             die()
-        return share
+        return gradients
 
 
 def test_killed_workers_change_nothing_and_no_metric_is_logged_twice(
@@ -192,11 +192,11 @@ def test_killed_workers_change_nothing_and_no_metric_is_logged_twice(
 class InfiniteTraining(FatefulTraining):
     """Its gradient overflows at update 5."""
 
-    def at_update(self, step: int, share: LocalGradients) -> LocalGradients:
+    def at_update(self, step: int, gradients: LocalGradients) -> LocalGradients:
         if step == 5:
             assert self.befalls("infinite"), "the training was tried again"
-            return LocalGradients(share.gradients_GP * torch.inf, share.scalars)
-        return share
+            return LocalGradients(gradients.gradients_GP * torch.inf, gradients.scalars)
+        return gradients
 
 
 def test_a_gradient_that_is_not_finite_ends_the_training_at_once_and_names_the_batch(

@@ -40,7 +40,7 @@ def test_arms_follow_their_losses(base: GuidanceConfig, make_inputs: Callable[..
     dm_only = learning("prompt-diffuser-dm", base, make_inputs)
     share = dm_only.local_gradients(FlatParameters(dm_only.model), 0)
     assert list(share.scalars) == ["loss_dm"]
-    assert torch.equal(dm_only.join(share.gradients_GP, 0).gradient, share.gradients_GP[0])
+    assert torch.equal(dm_only.combine(share.gradients_GP, 0).gradient, share.gradients_GP[0])
 
     dt_only, plain_sum = (learning(f"prompt-diffuser-{arm}", base, make_inputs) for arm in ("dt", "sum"))
     gradient_dm_P, gradient_dt_P = dt_only.local_gradients(FlatParameters(dt_only.model), 0).gradients_GP

@@ -173,7 +173,7 @@ def test_guidance_acts_from_its_first_update_on(diffuser_training: DiffuserTrain
     shares = [task.local_gradients(FlatParameters(task.model), step) for step in range(4)]
     assert [len(share.gradients_GP) for share in shares] == [1, 1, 2, 2]
     assert [sorted(share.scalars) for share in shares] == 2 * [["loss_dm"]] + 2 * [["loss_dm", "loss_dt"]]
-    joined = task.join(shares[0].gradients_GP, 0)
+    joined = task.combine(shares[0].gradients_GP, 0)
     assert torch.equal(joined.gradient, shares[0].gradients_GP[0])
     assert joined.metrics == {}
 

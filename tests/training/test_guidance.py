@@ -87,11 +87,11 @@ def test_two_workers_follow_the_gradient_of_one(
     guidance = replace(diffuser_training.guidance, projection=name, **path)
     training = replace(diffuser_training, guidance=guidance)
     one, first, second = shares_of_one_and_of_two_workers(training, episodes)
-    alone_, together = (
+    single, together = (
         learning(training, episodes).combine(gradients_GP, 5).gradient
         for gradients_GP in (one.gradients_GP, first.gradients_GP + second.gradients_GP)
     )
-    torch.testing.assert_close(together, alone_, rtol=1e-3, atol=1e-5 * float(alone_.norm()))
+    torch.testing.assert_close(together, single, rtol=1e-3, atol=1e-5 * float(single.norm()))
 
 
 @pytest.mark.parametrize("name", ["conflict", "conflict-tensor"])
@@ -103,10 +103,10 @@ def test_a_projected_update_gives_way_in_conflict_alone(
     task = learning(diffuser_training, episodes, projection=name, project="update")
     size = sum(parameter.numel() for parameter in task.model.parameters())
     gradient_dm = torch.randn(size, generator=torch.Generator().manual_seed(0))
-    joined = task.join(torch.stack([gradient_dm, sign * gradient_dm]), 0)
-    assert joined.project is not None
+    combined = task.combine(torch.stack([gradient_dm, sign * gradient_dm]), 0)
+    assert combined.project is not None
     share = -sign * gradient_dm
-    kept = joined.project(share)
+    kept = combined.project(share)
     if sign == 1:
         assert torch.equal(kept, share)
     else:
@@ -118,10 +118,10 @@ def test_downstream_alone_leaves_out_the_denoising_loss(
 ) -> None:
     task = learning(diffuser_training, episodes, weight=2.0, **DOWNSTREAM)
     gradients_GP = task.local_gradients(FlatParameters(task.model), 0).gradients_GP
-    joined = task.combine(gradients_GP, 0)
-    assert torch.equal(joined.gradient, 2 * gradients_GP[1])
-    other = task.join(torch.stack([1e3 * torch.randn_like(gradients_GP[0]), gradients_GP[1]]), 0)
-    assert torch.equal(other.gradient, joined.gradient)
+    combined = task.combine(gradients_GP, 0)
+    assert torch.equal(combined.gradient, 2 * gradients_GP[1])
+    other = task.combine(torch.stack([1e3 * torch.randn_like(gradients_GP[0]), gradients_GP[1]]), 0)
+    assert torch.equal(other.gradient, combined.gradient)
 
 
 def test_alternating_losses_take_turns(diffuser_training: DiffuserTraining, episodes: Episodes) -> None:
@@ -175,15 +175,15 @@ class Guided:
 
     address = (0, "guided")
 
-    def __init__(self, join: Callable[[Tensor], CombinedGradient]) -> None:
-        self.model, self.memory, self._join = nn.Linear(20, 20, bias=False), dict[str, Tensor](), join
+    def __init__(self, combine: Callable[[Tensor], CombinedGradient]) -> None:
+        self.model, self.memory, self._combine = nn.Linear(20, 20, bias=False), dict[str, Tensor](), combine
         nn.init.constant_(self.model.weight, 0.1)
 
     def local_gradients(self, parameters: FlatParameters, step: int) -> LocalGradients:
         return LocalGradients(gradients_at(step), {"loss": torch.zeros(())})
 
     def combine(self, gradients_GP: Tensor, step: int) -> CombinedGradient:
-        return self._join(gradients_GP)
+        return self._combine(gradients_GP)
 
 
 def gradients_at(step: int) -> Tensor:
@@ -240,8 +240,8 @@ def test_guidances_share_is_the_difference_to_an_update_without_it() -> None:
 
 
 def test_the_optimizer_breaks_the_promise_of_a_projected_gradient_and_a_projected_update_keeps_it() -> None:
-    def change(join: Callable[[Tensor], CombinedGradient]) -> float:
-        engine = Engine(Guided(join), CONFIG, identity_reduce)
+    def change(combine: Callable[[Tensor], CombinedGradient]) -> float:
+        engine = Engine(Guided(combine), CONFIG, identity_reduce)
         metrics = [engine.advance(examine=True) for _ in range(5)]
         return max(abs(entry["guidance_update_change"] / entry["update_change"]) for entry in metrics)
 
@@ -249,9 +249,9 @@ def test_the_optimizer_breaks_the_promise_of_a_projected_gradient_and_a_projecte
     assert change(projected_update) < 1e-4
 
 
-def test_a_projected_update_is_the_unguided_one_and_what_is_kept_of_the_share() -> None:
+def test_a_projected_update_is_the_base_update_and_what_is_kept_of_guidance() -> None:
     summed = lambda gradients_GP: CombinedGradient(gradients_GP.sum(0), base=gradients_GP[0])  # noqa: E731
-    engines = [Engine(Guided(join), CONFIG, identity_reduce) for join in (unguided, summed, projected_update)]
+    engines = [Engine(Guided(combine), CONFIG, identity_reduce) for combine in (unguided, summed, projected_update)]
     metrics = [engine.advance(examine=True) for engine in engines][-1]
     plain, whole, projected = (engine.parameters.vector for engine in engines)
     kept = complement(gradients_at(0)[0], whole - plain)
@@ -260,14 +260,14 @@ def test_a_projected_update_is_the_unguided_one_and_what_is_kept_of_the_share() 
     assert metrics["update_share_removed"] == pytest.approx(share, rel=1e-3)
 
 
-@pytest.mark.parametrize("join", [unguided, projected_gradient, projected_update])
-def test_looking_at_an_update_does_not_change_it(join: Callable[[Tensor], CombinedGradient]) -> None:
-    seen, unseen = Engine(Guided(join), CONFIG, identity_reduce), Engine(Guided(join), CONFIG, identity_reduce)
+@pytest.mark.parametrize("combine", [unguided, projected_gradient, projected_update])
+def test_looking_at_an_update_does_not_change_it(combine: Callable[[Tensor], CombinedGradient]) -> None:
+    seen, unseen = Engine(Guided(combine), CONFIG, identity_reduce), Engine(Guided(combine), CONFIG, identity_reduce)
     for _ in range(4):
         metrics, fewer = seen.advance(examine=True), unseen.advance()
         assert fewer.items() <= metrics.items()
         assert {"update_norm", "update_change", "update_cosine"} <= metrics.keys()
-        assert ("guidance_update_change" in metrics) == (join is not unguided)
+        assert ("guidance_update_change" in metrics) == (combine is not unguided)
     for name, value in seen.state().items():
         assert torch.equal(value, unseen.state()[name]), name
 

@@ -14,7 +14,7 @@ from promptdiffuser.training.engine import (
     LocalGradients,
     NonFiniteGradientError,
     OptimisationConfig,
-    alone,
+    identity_reduce,
 )
 
 
@@ -82,7 +82,7 @@ def test_flat_gradient_is_autograds_and_zero_for_unused_and_absent_for_frozen_pa
 def test_engine_updates_as_a_plain_pytorch_loop(clip_norm: float) -> None:
     config = OptimisationConfig(30, 1e-2, "warmup", warmup_steps=10, weight_decay=0.1, clip_norm=clip_norm)
     task, steps_clipped = Regression(), 0
-    engine = Engine(task, config, alone)
+    engine = Engine(task, config, identity_reduce)
     plain = new_network()
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.1)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 10))
@@ -104,7 +104,7 @@ def test_engine_updates_as_a_plain_pytorch_loop(clip_norm: float) -> None:
         torch.testing.assert_close(engine.trained_tensors()[name], parameter.detach(), rtol=1e-3, atol=1e-5)
 
 
-def test_workers_shares_are_summed_before_the_update() -> None:
+def test_workers_gradients_are_summed_before_the_update() -> None:
     """Ten equal workers, each with a tenth of the loss, are one worker."""
 
     class Tenth(Regression):
@@ -113,14 +113,14 @@ def test_workers_shares_are_summed_before_the_update() -> None:
             return LocalGradients(whole.gradients_GP / 10, {name: value / 10 for name, value in whole.scalars.items()})
 
     config = OptimisationConfig(5, 1e-2, "constant")
-    one, ten = Engine(Regression(), config, alone), Engine(Tenth(), config, lambda vector: vector * 10)
+    one, ten = Engine(Regression(), config, identity_reduce), Engine(Tenth(), config, lambda vector: vector * 10)
     for _ in range(config.steps):
         assert one.advance() == pytest.approx(ten.advance(), rel=1e-4)
     torch.testing.assert_close(one.parameters.vector, ten.parameters.vector)
 
 
 def test_trained_tensors_are_the_last_weights_without_averaging() -> None:
-    engine = Engine(Regression(), OptimisationConfig(3, 1e-2, "constant"), alone)
+    engine = Engine(Regression(), OptimisationConfig(3, 1e-2, "constant"), identity_reduce)
     for _ in range(3):
         engine.advance()
     for name, value in engine.task.model.state_dict().items():
@@ -128,7 +128,7 @@ def test_trained_tensors_are_the_last_weights_without_averaging() -> None:
 
 
 def test_average_follows_its_recursion_and_forgets_the_initial_weights() -> None:
-    engine = Engine(Regression(), OptimisationConfig(40, 1e-2, "constant", average_decay=0.7), alone)
+    engine = Engine(Regression(), OptimisationConfig(40, 1e-2, "constant", average_decay=0.7), identity_reduce)
     expected = engine.parameters.vector.clone()
     for step in range(40):
         engine.advance()
@@ -140,7 +140,9 @@ def test_average_follows_its_recursion_and_forgets_the_initial_weights() -> None
 
 
 def test_a_non_finite_gradient_stops_before_the_weights_change() -> None:
-    engine = Engine(Regression(infinite_at=2), OptimisationConfig(5, 1e-2, "constant", average_decay=0.5), alone)
+    engine = Engine(
+        Regression(infinite_at=2), OptimisationConfig(5, 1e-2, "constant", average_decay=0.5), identity_reduce
+    )
     engine.advance()
     engine.advance()
     before = {name: value.clone() for name, value in engine.state().items()}
